@@ -1,0 +1,152 @@
+"""Adaptive integration: steps as long as the asked accuracy allows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flowguide.solvers.runge_kutta import DOPRI5, Tableau
+from flowguide.solvers.solver import advance, over
+from flowguide.typing import Array, PyTree, Velocity
+
+
+class Solution(NamedTuple):
+    """What an adaptive solve gives back.
+
+    Attributes:
+      x: the state at the last node.
+      success: bool (); False if ``max_steps`` ran out, and x is then where the solve got stuck.
+      evaluations: int32 ``(N,)``, batched velocity evaluations in each interval of ts.
+      accepted: int32 () or ``(B,)``, steps taken.
+      rejected: int32 () or ``(B,)``, steps tried and discarded.
+    """
+
+    x: PyTree
+    success: Array
+    evaluations: Array
+    accepted: Array
+    rejected: Array
+
+
+class _Loop(NamedTuple):
+    x: PyTree
+    slope: PyTree  # velocity at (t, x)
+    t: Array
+    h: Array  # magnitude of the next step
+    ratio: Array  # scaled error of the last accepted step
+    accepted: Array
+    rejected: Array
+    tries: Array
+
+
+def solve_adaptive(
+    velocity: Velocity,
+    x: PyTree,
+    ts: Array,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    tableau: Tableau = DOPRI5,
+    max_steps: int = 1000,
+    per_sample: bool = False,
+) -> Solution:
+    """Integrates dx/dt = velocity(t, x) with an embedded Runge-Kutta pair under PI step control.
+
+    A step is accepted when the root mean square of error/(atol + rtol·max(|x|, |x'|)) is at most 1, over the
+    whole state or over each sample on its own. Every node of ``ts`` is hit exactly, and the method starts afresh
+    there, so that a velocity with jumps (the edges of a guidance interval) is integrated piece by piece: stages
+    are evaluated strictly inside the interval they belong to. (Hairer, Nørsett & Wanner 1993, §II.4.)
+
+    Not reverse-mode differentiable: it is a ``lax.while_loop``.
+
+    Args:
+      velocity: t () or ``(B,)``, x -> dx/dt.
+      x: an array or tree of arrays ``(B, ...)`` at ``ts[0]``.
+      ts: the nodes to stop at, ``(N + 1,)`` with N ≥ 1, increasing or decreasing; at least start and end.
+      rtol: relative tolerance. Below about 1e-6 float32 rounding dominates.
+      atol: absolute tolerance.
+      tableau: an embedded pair whose last stage is the first of the next step.
+      max_steps: the most steps, accepted and rejected, in one interval of ts.
+      per_sample: each sample has a step of its own, so that its result does not depend on its neighbours, and
+        ``velocity`` is called with t ``(B,)``. Otherwise one step serves the batch.
+
+    Raises:
+      ValueError: if the tableau has no embedded error estimate.
+    """
+    if tableau.error is None:
+        raise ValueError("adaptive steps need an embedded pair, such as DOPRI5; this tableau has no error weights")
+    error_weights, exponent = tableau.error, 1.0 / tableau.order
+    ts = jnp.asarray(ts)
+    leaf = jax.tree.leaves(x)[0]
+    own = leaf.shape[:1] if per_sample else ()
+
+    def norm(tree: PyTree) -> Array:
+        leaves = jax.tree.leaves(tree)
+        first = len(own)
+        total = sum(jnp.sum(jnp.square(a.astype(ts.dtype)), axis=tuple(range(first, a.ndim))) for a in leaves)
+        count = sum(a.size for a in leaves) / (own[0] if own else 1)
+        return jnp.sqrt(total / count)
+
+    def scaled(error: PyTree, a: PyTree, b: PyTree) -> PyTree:
+        return jax.tree.map(lambda e, y, z: e / (atol + rtol * jnp.maximum(abs(y), abs(z))), error, a, b)
+
+    def interval(carry: tuple, ends: tuple[Array, Array]) -> tuple[tuple, Array]:
+        x, h, accepted, rejected, success = carry
+        start, end = ends
+        inside = jnp.sort(jnp.stack([jnp.nextafter(start, end), jnp.nextafter(end, start)]))
+        direction = jnp.sign(end - start)
+
+        def at(t: Array, x: PyTree) -> PyTree:
+            return velocity(jnp.clip(t, inside[0], inside[1]), x)
+
+        def running(s: _Loop) -> Array:
+            return jnp.any(s.t != end) & (s.tries < max_steps)
+
+        def body(s: _Loop) -> _Loop:
+            left = jnp.abs(end - s.t)
+            last = s.h >= left * (1 - 1e-3)  # do not leave a sliver for one more step
+            h = jnp.where(last, left, s.h) * direction
+            slopes = (s.slope,)
+            for c, row in zip(tableau.nodes[1:], tableau.matrix, strict=True):
+                slopes += (at(s.t + c * h, advance(s.x, h, row, slopes)),)
+            new = advance(s.x, h, tableau.weights, slopes)
+            zero = jax.tree.map(jnp.zeros_like, s.x)
+            ratio = norm(scaled(advance(zero, h, error_weights, slopes), s.x, new))
+            ratio = jnp.where(jnp.isfinite(ratio), ratio, jnp.inf)
+            accept = (ratio <= 1) & (left > 0)
+            # Gustafsson's PI controller; exponents of Hairer & Wanner's dopri5.
+            grow = 0.9 * jnp.maximum(ratio, 1e-10) ** (-0.7 * exponent) * s.ratio ** (0.4 * exponent)
+            shrink = jnp.maximum(0.9 * ratio**-exponent, 0.2)
+            factor = jnp.where(accept, jnp.clip(grow, 0.2, 10.0), jnp.minimum(shrink, 1.0))
+            step = jnp.where(last & accept, jnp.maximum(s.h, jnp.abs(h) * factor), jnp.abs(h) * factor)
+
+            def keep(a: Array, b: Array) -> Array:
+                return jnp.where(over(accept, a), a, b)
+
+            return _Loop(
+                x=jax.tree.map(keep, new, s.x),
+                slope=jax.tree.map(keep, slopes[-1], s.slope),
+                t=jnp.where(accept, jnp.where(last, end, s.t + h), s.t),
+                h=jnp.where(left > 0, step, s.h),
+                ratio=jnp.where(accept, jnp.maximum(ratio, 1e-4), s.ratio),
+                accepted=s.accepted + accept,
+                rejected=s.rejected + (~accept & (left > 0)),
+                tries=s.tries + 1,
+            )
+
+        t = jnp.full(own, start)
+        slope = at(t, x)
+        # Hairer, Nørsett & Wanner (1993), §II.4, the first of two guesses; the controller does the rest.
+        guess = 0.01 * norm(scaled(x, x, x)) / jnp.maximum(norm(scaled(slope, x, x)), 1e-10)
+        h = jnp.clip(jnp.where(h > 0, h, guess), 1e-6 * jnp.abs(end - start), jnp.abs(end - start))
+        one = jnp.ones(own, ts.dtype)
+        s = jax.lax.while_loop(running, body, _Loop(x, slope, t, h, one, accepted, rejected, jnp.int32(0)))
+        carry = s.x, s.h, s.accepted, s.rejected, success & jnp.all(s.t == end)
+        return carry, 1 + s.tries * (len(tableau.nodes) - 1)
+
+    zeros = jnp.zeros(own, jnp.int32)
+    carry = x, jnp.zeros(own, ts.dtype), zeros, zeros, jnp.bool_(True)
+    (x, _, accepted, rejected, success), evaluations = jax.lax.scan(interval, carry, (ts[:-1], ts[1:]))
+    return Solution(x, success, evaluations, accepted, rejected)

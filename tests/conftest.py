@@ -1,0 +1,15 @@
+"""Test environment: eight virtual CPU devices and a compilation cache, set before JAX is imported."""
+
+import os
+import tempfile
+
+# Eight virtual devices on few cores starve XLA's thread pool and dead-lock in collectives unless it is told
+# of more processors than there are.
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    NPROC="16",
+    XLA_FLAGS=(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip(),
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "flowguide-jax-cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

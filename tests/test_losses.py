@@ -1,0 +1,78 @@
+"""The loss: its exact minimum, its independence of the batch's layout, and couplings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from flowguide import analytic, couplings, losses, paths, times
+from flowguide.condition import given
+
+N = 50_000
+GAUSSIAN = analytic.mixture([1.0], [[0.5, -1.0]], jnp.array([[[0.5, 0.2], [0.2, 1.0]]]))
+
+
+def draw_data(n=N):
+    c = given(jnp.zeros(n, int))
+    return analytic.sample(jax.random.key(2), GAUSSIAN, c), c
+
+
+@pytest.mark.parametrize("name", ["linear", "trig"])
+def test_exact_velocity_has_the_least_loss(name):
+    """The exact field's loss is the conditional variance of the target, known in closed form; any other is worse."""
+    p = paths.PATHS[name]()
+    x1, c = draw_data()
+    recipe = losses.Recipe(p, times.uniform(), drop_rate=0.0)
+    keys = losses.example_keys(jax.random.key(3), 0, jnp.arange(N))
+    u = analytic.velocity(GAUSSIAN, p)
+    loss = losses.flow_matching(u, recipe, keys, jnp.arange(N), x1, c)
+    minimum = analytic.flow_matching_minimum(GAUSSIAN, p, jnp.linspace(0, 1, 20_001)).mean()
+    error = float(loss.std()) / np.sqrt(N)
+    assert abs(float(loss.mean() - minimum)) < 4 * error + 1e-4
+
+    shifted = losses.flow_matching(lambda t, x, c: u(t, x, c) + 0.3, recipe, keys, jnp.arange(N), x1, c)
+    # The gap is the squared distance of the fields, 0.09, up to the covariance with the noise of the target.
+    assert float(shifted.mean() - loss.mean()) == pytest.approx(0.09, abs=4 * 0.6 * float(loss.mean()) ** 0.5 / N**0.5)
+
+
+def test_examples_do_not_depend_on_their_neighbours():
+    p = paths.linear()
+    recipe = losses.Recipe(p, times.logit_normal())
+    x1, c = draw_data(64)
+    u = analytic.velocity(GAUSSIAN, p)
+    index = jnp.arange(64)
+    keys = losses.example_keys(jax.random.key(3), 5, index)
+    whole = losses.flow_matching(u, recipe, keys, index, x1, c)
+    part = slice(16, 24)
+    some = losses.flow_matching(u, recipe, keys[part], index[part], x1[part], jax.tree.map(lambda a: a[part], c))
+    np.testing.assert_allclose(whole[part], some, rtol=1e-6)
+
+
+def test_minibatch_coupling_is_the_optimal_assignment():
+    x0, x1 = jax.random.normal(jax.random.key(0), (2, 12, 3))
+    paired = couplings.minibatch(optax.assignment.hungarian_algorithm)(x0, x1)
+    cost = np.square(np.asarray(x0)[:, None] - np.asarray(x1)[None]).sum(-1)
+    rows, columns = linear_sum_assignment(cost)
+    assert float(jnp.sum((paired - x1) ** 2)) == pytest.approx(cost[rows, columns].sum(), rel=1e-5)
+    np.testing.assert_allclose(np.sort(paired, 0), np.sort(x0, 0))  # the same noise, in another order
+
+
+def test_stratified_times_lower_the_variance_of_the_loss():
+    p = paths.linear()
+    x1, c = draw_data(128)
+    u = analytic.velocity(GAUSSIAN, p)
+    index = jnp.arange(128)
+
+    @jax.jit
+    def spread(stratified_keys):
+        def mean(stratified, key):
+            recipe = losses.Recipe(p, times.uniform(), stratified=stratified)
+            keys = losses.example_keys(key, 0, index)
+            return losses.flow_matching(lambda t, x, c: 3 * u(t, x, c), recipe, keys, index, x1, c).mean()
+
+        return [jax.vmap(lambda k, s=s: mean(s, k))(stratified_keys).var() for s in (0, 128)]
+
+    plain, stratified = spread(jax.random.split(jax.random.key(9), 400))
+    assert stratified < plain
