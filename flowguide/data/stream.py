@@ -1,0 +1,105 @@
+"""The stream of batches: shuffled anew each epoch, shared out to processes, resumable to the very example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grain
+import numpy as np
+
+from flowguide.data.dataset import Dataset
+from flowguide.data.errors import DataError
+
+
+def batches(
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    *,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    drop_remainder: bool = True,
+    threads: int | None = None,
+) -> grain.DatasetIterator:
+    """An iterator of ``Batch``, whose position ``grain.checkpoint.CheckpointSave`` keeps.
+
+    There is one global stream of examples, an order of its own for each (seed, epoch), cut into batches that process
+    0, 1, ... take in turn. So in each step the processes hold disjoint examples, together and in order the very ones
+    that a single process would with a batch ``process_count`` times as large. Batches may reach into the next epoch.
+
+    Args:
+      dataset: from ``open_dataset``.
+      batch_size: examples a batch *of this process*.
+      seed: of the order.
+      shuffle: False for the order on disk.
+      epochs: how often to go through the data; None for ever.
+      process_index: which process this is.
+      process_count: how many there are.
+      drop_remainder: leave out, at the end of the last epoch, a last smaller batch, and batches too few for all
+        processes. Where it is False no example is left out, and some processes may get a batch less.
+      threads: how many read ahead; without it 1 for a data set in memory, 16 for one on disk.
+
+    Raises:
+      DataError: for sizes that cannot be, or where not a single batch would come out.
+    """
+    if batch_size < 1:
+        raise DataError(f"got batch_size={batch_size}, expected at least 1")
+    if not 0 <= process_index < process_count:
+        raise DataError(f"got process_index={process_index}, expected 0 to process_count - 1 = {process_count - 1}")
+    numbers = grain.MapDataset.range(dataset.size)
+    if shuffle:
+        numbers = numbers.shuffle(_shuffle_seed(seed))
+    stream = numbers.repeat(epochs).batch(batch_size, drop_remainder=drop_remainder)
+    stop = len(stream) - len(stream) % process_count if drop_remainder else len(stream)
+    mine = stream[process_index:stop:process_count].map(dataset.read)
+    if len(mine) == 0:
+        raise DataError(
+            f"got batch_size={batch_size} x {process_count} processes for {dataset.size} examples, "
+            "expected at most the size of the data: lower it"
+        )
+    threads = (1 if dataset.in_memory else 16) if threads is None else threads
+    return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))))
+
+
+def fingerprint(
+    dataset: Dataset, batch_size: int, seed: int, *, shuffle: bool = True, process_count: int = 1
+) -> dict[str, Any]:
+    """What a position in the stream is worth nothing without; JSON-able.
+
+    Grain restores a position into any pipeline without complaint, so this is to be kept beside it and compared.
+    """
+    return {
+        "name": dataset.info.name,
+        "version": dataset.version,
+        "split": dataset.split,
+        "size": dataset.size,
+        "shape": list(dataset.info.shape),
+        "fields": sorted(dataset.info.fields),
+        "shuffle": shuffle,
+        "seed": seed,
+        "batch_size": batch_size,
+        "process_count": process_count,
+    }
+
+
+def check_fingerprint(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares two fingerprints.
+
+    Raises:
+      DataError: where they differ; it names the first key that does.
+    """
+    for key in now | stored:
+        if stored.get(key) != now.get(key):
+            raise DataError(
+                f"got data with {key}={now.get(key)!r}, expected {stored.get(key)!r} as when the position was saved: "
+                "restore that setting, or start a new run"
+            )
+
+
+def _shuffle_seed(seed: int) -> int:
+    """Grain shuffles epoch e by seed + e: scattered, neighbouring seeds do not share epochs."""
+    if seed < 0:
+        raise DataError(f"got seed={seed}, expected 0 or more")
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])

@@ -1,0 +1,64 @@
+"""Exponential moving averages of the parameters: how much of the old one a step keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from flowguide.typing import Array, PyTree
+
+# number of updates so far, from 0 -> weight of the old average
+Profile: TypeAlias = Callable[[Array], Array]
+
+
+def constant(decay: float = 0.999) -> Profile:
+    """min(decay, (1 + n)/(10 + n)): constant after a warm-up that forgets the initial parameters.
+
+    The warm-up is the one of TensorFlow's ``ExponentialMovingAverage(num_updates)``; without it a short run would
+    sample from its own initialisation.
+    """
+    return lambda n: jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+
+
+def power(std: float = 0.05) -> Profile:
+    """The power-function profile (1 − 1/n)^(γ + 1) of Karras et al. 2024 (EDM2), §3.1.
+
+    Its width is always the fraction ``std`` of the training so far, and at the first update it keeps nothing of
+    the initial parameters.
+
+    Args:
+      std: relative standard deviation σ_rel of the averaging weights, 0 < σ_rel < 0.28.
+
+    Raises:
+      ValueError: if ``std`` is out of range.
+    """
+    gamma = power_exponent(std)
+    return lambda n: (1.0 - 1.0 / (n + 1.0)) ** (gamma + 1.0)
+
+
+def power_exponent(std: float) -> float:
+    """The γ for which the weights ∝ τ^γ on [0, 1] have standard deviation ``std``: σ² = (γ+1)/((γ+2)²(γ+3)).
+
+    Raises:
+      ValueError: if no γ > 0 has this standard deviation.
+    """
+    if not 0.0 < std < 12**-0.5 - 1e-6:
+        raise ValueError(f"a power-function EMA needs a relative width between 0 and 0.288; got {std}")
+    low, high = 0.0, 1e6
+    for _ in range(200):  # the width falls as γ grows
+        middle = (low + high) / 2
+        wide = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > std**2
+        low, high = (middle, high) if wide else (low, middle)
+    return low
+
+
+PROFILES: dict[str, Callable[..., Profile]] = {"constant": constant, "power": power}
+
+
+def update(profile: Profile, n: Array, average: PyTree, params: PyTree) -> PyTree:
+    """The average after update number ``n`` (from 0), float32."""
+    keep = profile(n.astype(jnp.float32))
+    return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)

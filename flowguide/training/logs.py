@@ -1,0 +1,63 @@
+"""What a run tells: a progress line, a JSON-lines log and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Log:
+    """Writes scalars and pictures of a run to ``workdir`` and its progress to the terminal.
+
+    ``metrics.jsonl`` has one object a line; ``tensorboard/`` the same for TensorBoard. A context manager.
+    """
+
+    def __init__(self, workdir: Path, first: int, steps: int, batch_size: int) -> None:
+        self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first, max_queue=100)
+        self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, mininterval=0.5, smoothing=0.05)
+        self._batch_size = batch_size
+        self._mark = (first, time.perf_counter())
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._board.close()
+        self._lines.close()
+
+    def tick(self, loss: float) -> None:
+        """One step done, with its loss."""
+        rate = self._bar.format_dict["rate"] or 0.0
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate * self._batch_size:,.0f} examples/s", refresh=False)
+        self._bar.update()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes ``values`` at ``step``."""
+        self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def rate(self, step: int) -> float:
+        """Examples a second since the last call."""
+        (last, then), now = self._mark, time.perf_counter()
+        self._mark = (step, now)
+        return (step - last) * self._batch_size / max(now - then, 1e-9)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows a uint8 ``(h, w, 3)`` picture in TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        self._bar.write(text)

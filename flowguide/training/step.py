@@ -1,0 +1,132 @@
+"""One step of training, as a pure function of state and batch; how it is spread is no business of this file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flowguide import condition
+from flowguide.losses import Recipe, example_keys, flow_matching
+from flowguide.networks import Network
+from flowguide.training import ema
+from flowguide.typing import Array, PRNGKey, PyTree
+
+# Averages over all examples of the global batch what is an average over those of one device.
+Mean: TypeAlias = Callable[[PyTree], PyTree]
+Metrics: TypeAlias = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """All that changes while training.
+
+    Attributes:
+      step: int32 (), steps taken so far.
+      params: float32 tree.
+      ema: moving average of ``params``, what one samples with.
+      opt_state: Optax's.
+    """
+
+    step: Array
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+
+
+class Batch(NamedTuple):
+    """What a step reads, each leaf with a leading axis of examples.
+
+    Attributes:
+      x: data as stored, uint8 images or float32 points ``(B, *D)``.
+      value: conditions by field.
+      index: int32 ``(B,)``, the place of each example in the global batch.
+    """
+
+    x: Array
+    value: PyTree
+    index: Array
+
+
+def init_state(network: Network, optimizer: optax.GradientTransformation, key: PRNGKey) -> TrainState:
+    """A fresh state; one jitted program."""
+
+    def build(key: PRNGKey) -> TrainState:
+        params = network.init(key)
+        # A copy, not another name: donation would otherwise give the same buffer away twice.
+        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    return jax.jit(build)(key)
+
+
+def make_loss(
+    network: Network, recipe: Recipe, prepare: Callable[[Array], Array], root: PRNGKey, flip: bool = False
+) -> Callable[[PyTree, Array, Batch], Array]:
+    """The mean loss () of (params, step, batch).
+
+    Args:
+      network: the velocity network.
+      recipe: what the loss draws, and how.
+      prepare: turns stored data into the float32 that the network sees.
+      root: key of all draws, which depend on it, the step and the place of the example in the global batch.
+      flip: mirror each image ``(H, W, C)`` left to right with probability one half.
+    """
+
+    def loss(params: PyTree, step: Array, batch: Batch) -> Array:
+        def velocity(t: Array, x: Array, c: condition.Condition) -> Array:
+            return network.velocity(params, t, x, c)
+
+        keys = example_keys(root, step, batch.index)
+        x1 = prepare(batch.x)
+        if flip:
+            coins = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
+            x1 = jnp.where(coins[:, None, None, None], x1[:, :, ::-1], x1)
+        return jnp.mean(flow_matching(velocity, recipe, keys, batch.index, x1, condition.given(batch.value)))
+
+    return loss
+
+
+def make_step(
+    loss: Callable[[PyTree, Array, Batch], Array],
+    optimizer: optax.GradientTransformation,
+    profile: ema.Profile,
+    accumulate: int = 1,
+) -> Callable[[Mean], Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]:
+    """The training step, once it is told how to average over devices.
+
+    Args:
+      loss: mean loss of (params, step, batch).
+      optimizer: Optax's.
+      profile: of the moving average.
+      accumulate: parts a device's batch is worked through in, to save memory; the result is that of the whole.
+    """
+
+    def step_with(mean: Mean) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            value, grads = _mean_gradient(jax.value_and_grad(loss), accumulate, state.params, state.step, batch)
+            # Here replicas are made to agree; everything after is the same computation on each of them.
+            value, grads = mean((value, grads))
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            average = ema.update(profile, state.step, state.ema, params)
+            metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+            return TrainState(state.step + 1, params, average, opt_state), metrics
+
+        return step
+
+    return step_with
+
+
+def _mean_gradient(gradient: Callable, parts: int, params: PyTree, step: Array, batch: Batch) -> tuple[Array, PyTree]:
+    if parts == 1:
+        return gradient(params, step, batch)
+    split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
+
+    def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, step, part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    total, _ = jax.lax.scan(add, zero, split)
+    return jax.tree.map(lambda a: a / parts, total)

@@ -1,0 +1,215 @@
+"""Preparing: once, whole or not at all, without TensorFlow, and with one line where it cannot be done."""
+
+import functools
+import gzip
+import http.server
+import importlib.util
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from flowguide.data import DataError, idx, open_dataset, prepare, preparing
+from flowguide.data.__main__ import main
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+
+
+def idx_bytes(array):
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Four IDX files of random pixels, plain; and their arrays."""
+    random, arrays = np.random.default_rng(0), {}
+    for (images, labels), size in zip(idx.FILES.values(), (30, 20), strict=True):
+        arrays[images] = random.integers(0, 256, (size, 28, 28), np.uint8)
+        arrays[labels] = random.integers(0, 10, size, np.uint8)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for stem, array in arrays.items():
+        (folder / stem).write_bytes(idx_bytes(array))
+    return folder, arrays
+
+
+def check(data_dir, name, arrays):
+    for split, (images, labels) in idx.FILES.items():
+        dataset = open_dataset(name, split, data_dir=data_dir)
+        assert dataset.info.shape == (28, 28, 1)
+        x, value = dataset.read(np.arange(dataset.size))
+        found = {(image.tobytes(), int(label)) for image, label in zip(x, value["label"], strict=True)}
+        assert found == {(i.tobytes(), int(k)) for i, k in zip(arrays[images], arrays[labels], strict=True)}
+
+
+@pytest.mark.parametrize("form", ["plain", "gzip", "dotted"])
+def test_the_mnist_family_from_files_of_the_user(small, tmp_path, form):
+    folder, arrays = small
+    if form != "plain":
+        for path in list(folder.iterdir()):
+            (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=7))
+            path.unlink()
+    if form == "dotted":
+        for path in list(folder.iterdir()):
+            path.rename(folder / path.name.replace("-idx", ".idx"))
+    assert main(["prepare", "kmnist", "--files", str(folder), "--data_dir", str(tmp_path)]) == 0
+    check(tmp_path, "kmnist", arrays)
+    assert open_dataset("kmnist", data_dir=tmp_path).info.fields["label"].values[:2] == ("o", "ki")
+
+
+def test_the_mnist_family_by_download(small, tmp_path, monkeypatch):
+    folder, arrays = small
+    for path in list(folder.iterdir()):
+        (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://localhost:{server.server_port}/"
+        monkeypatch.setattr(type(tfds.builder("mnist", data_dir=tmp_path)), "URL", url)
+        monkeypatch.setattr(preparing, "_check_downloads", lambda builder, manual_dir: None)
+        assert preparing._why_unreachable(url) is None
+        assert "404" in preparing._why_unreachable(url + "nothing")
+        prepare("mnist", tmp_path)
+        server.shutdown()
+    check(tmp_path, "mnist", arrays)
+
+
+def test_files_that_will_not_do(small, tmp_path):
+    folder, _ = small
+    with pytest.raises(DataError, match="expected fashion_mnist's file"):
+        prepare("fashion_mnist", tmp_path, folder)
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(29, np.uint8)))
+    with pytest.raises(DataError, match=r"labels \(29,\).* belong together"):
+        prepare("mnist", tmp_path, folder)
+    images = folder / "train-images-idx3-ubyte"
+    for content in (images.read_bytes()[:-1], b"", b"<html>not found</html>", gzip.compress(images.read_bytes())[:-9]):
+        images.write_bytes(content)
+        with pytest.raises(DataError, match="got the damaged file"):
+            prepare("mnist", tmp_path, folder)
+    images.unlink()
+    with pytest.raises(DataError, match=r"got no train-images-idx3-ubyte.gz or train-images-idx3-ubyte in"):
+        prepare("mnist", tmp_path, folder)
+    with pytest.raises(DataError, match="expected a folder"):
+        prepare("mnist", tmp_path, folder / "nowhere")
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist_is_recognised():
+    images, labels = (idx.read(idx.find(DEBIAN, stem), "fashion_mnist") for stem in idx.FILES["test"])
+    assert images.shape == (10_000, 28, 28)
+    assert np.bincount(labels).tolist() == [1000] * 10
+    with pytest.raises(DataError, match="of fashion_mnist, expected mnist's file"):
+        idx.read(idx.find(DEBIAN, idx.FILES["test"][1]), "mnist")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist_is_prepared(tmp_path):
+    prepare("fashion_mnist", tmp_path, DEBIAN)
+    arrays = {stem: idx.read(idx.find(DEBIAN, stem), "fashion_mnist") for pair in idx.FILES.values() for stem in pair}
+    check(tmp_path, "fashion_mnist", arrays)
+
+
+def test_offline_is_said_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preparing, "_PATIENCE", 0.5)
+    monkeypatch.setattr(preparing.urllib.request, "urlopen", lambda url, timeout: time.sleep(30))
+    start = time.monotonic()
+    assert main(["prepare", "mnist", "--data_dir", str(tmp_path)]) == 1
+    assert time.monotonic() - start < 5
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: mnist cannot be downloaded, storage.googleapis.com does not answer (timed out)")
+    assert "--manual_dir=DIR with t10k-images-idx3-ubyte.gz" in line
+    assert "\n" not in line
+
+
+def test_what_the_user_must_fetch(tmp_path):
+    with pytest.raises(DataError, match=r"downloaded by hand: pass --manual_dir=DIR .*ILSVRC2012_img_train.tar"):
+        prepare("imagenet2012", tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is there")
+def test_what_needs_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "_why_unreachable", lambda url: None)
+    with pytest.raises(DataError, match=r'needs TensorFlow \(reading does not\): pip install "flowguide\[data\]"'):
+        prepare("cifar10", tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(tmp_path):
+    code = f"from flowguide.data import open_dataset; print(open_dataset('digits', data_dir={str(tmp_path)!r}).size)"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["1500", "1500"]
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
+
+
+def test_the_slower_of_two_processes_takes_what_is_there(tmp_path, monkeypatch):
+    """The other one finishes between our look at the folder and our renaming."""
+    real = tfds.builder("digits", data_dir=tmp_path)
+    generate = type(real)._generate_examples
+
+    def late(self, start, stop):
+        monkeypatch.undo()
+        prepare("digits", tmp_path)
+        yield from generate(self, start, stop)
+
+    monkeypatch.setattr(type(real), "_generate_examples", late)
+    assert prepare("digits", tmp_path).info.splits["train"].num_examples == 1500
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
+
+
+def test_a_preparation_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def broken(self, start, stop):
+        raise OSError("disk full")
+        yield
+
+    monkeypatch.setattr(type(tfds.builder("digits", data_dir=tmp_path)), "_generate_examples", broken)
+    with pytest.raises(DataError, match=r"preparing digits in .* failed .*disk full"):
+        prepare("digits", tmp_path)
+    assert not list((tmp_path / "digits").iterdir())
+    monkeypatch.undo()
+    assert open_dataset("digits", data_dir=tmp_path).size == 1500
+
+
+def test_half_written_and_damaged_folders(tmp_path):
+    (tmp_path / "digits" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)  # of a killed process: in nobody's way
+    folder = Path(prepare("digits", tmp_path).data_dir)
+    (shard,) = folder.glob("digits-train*")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"got damaged files in .* delete that folder"):
+        open_dataset("digits", data_dir=tmp_path)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"got damaged files in .* delete that folder"):
+        open_dataset("digits", data_dir=tmp_path)
+    (folder / "dataset_info.json").unlink()
+    with pytest.raises(DataError, match=r"got the incomplete folder .* delete it"):
+        open_dataset("digits", data_dir=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"preparing digits in .* failed .*choose another data_dir"):
+        open_dataset("digits", data_dir=tmp_path / "file")
+
+
+def test_another_format_is_named(tmp_path):
+    folder = Path(prepare("digits", tmp_path).data_dir)
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match="as tfrecord, expected array_record"):
+        open_dataset("digits", data_dir=tmp_path)
+
+
+def test_the_list(tmp_path, capsys):
+    prepare("digits", tmp_path)
+    assert main(["list", "--data_dir", str(tmp_path)]) == 0
+    own, prepared, known = capsys.readouterr().out.split(":\n")[1:]
+    assert "avatars, digits, mixture2d" in own
+    assert prepared.split("\n")[0].strip() == "digits"
+    assert "imagenet2012" in known
