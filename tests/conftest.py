@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 # Eight virtual devices on few cores starve XLA's thread pool and dead-lock in collectives unless it is told
 # of more processors than there are.
 os.environ.update(
@@ -13,3 +15,9 @@ os.environ.update(
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "flowguide-jax-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """One folder of prepared data for all tests."""
+    return tmp_path_factory.mktemp("data")

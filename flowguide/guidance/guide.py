@@ -139,7 +139,7 @@ def guide(velocity: CondVelocity, c: Condition, guidance: Guidance, passes: Pass
     return lambda t, x: jax.lax.cond(guidance.active(t), guided, condition.bind(velocity, c), t, x)
 
 
-def network_evaluations(solver: Solver, guidance: Guidance, ts: Array) -> int:
-    """How many times ``solve`` over ``ts`` evaluates a network on each sample: 1, or 1 + references while active."""
+def network_evaluations(solver: Solver, guidance: Guidance, ts: Array) -> Array:
+    """How often ``solve`` over ``ts`` evaluates a network on each sample, int32 (): 1, or 1 + references while active."""
     active = jax.vmap(guidance.active)(evaluation_times(solver, ts).reshape(-1))
-    return active.size + int(jnp.sum(active)) * len(guidance.references)
+    return active.size + jnp.sum(active) * len(guidance.references)

@@ -48,7 +48,7 @@ def data_parallel(
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """A copy of ``tree`` on every device, laid out as ``data_parallel`` returns it; it may take the memory of ``tree``."""
+    """``tree`` on every device, laid out as ``data_parallel`` returns it; it may take the memory of ``tree``."""
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
 
 

@@ -1,4 +1,4 @@
-"""One folder of prepared data for all tests here; preparing TFDS's own sets from small stand-ins."""
+"""Preparing TFDS's own sets from small stand-ins."""
 
 import io
 
@@ -6,11 +6,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+# make demo: train on faces and sample from the model.  make test: run the tests.
+# Both set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+RUN    := runs/avatars
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/ready
+	$(PY) train.py --config=configs/avatars.py --workdir=$(RUN)
+	$(PY) sample.py --workdir=$(RUN) --cond="hat=red,glasses=dark" --cond="hat=none,hair_color=green,mouth=happy" \
+	  --cond="" --gamma=1,2,4 --num=9 --solver=ab2 --batch_size=27 --out=$(RUN)/guided
+	$(PY) sample.py --workdir=$(RUN) --cond="hat=blue" --gamma=2 --num=36 --solver=ab2 --out=$(RUN)/hats
+	$(PY) sample.py --workdir=$(RUN) --cond="hat=blue" --negative="glasses=dark" --negative="glasses=light" \
+	  --gamma=2 --num=36 --solver=ab2 --out=$(RUN)/hats_without_glasses
+	@echo
+	@echo "Pictures:"
+	@echo "  $(RUN)/guided/grid.png                 three conditions, guidance scale 1, 2 and 4"
+	@echo "  $(RUN)/hats/grid.png                   blue hats"
+	@echo "  $(RUN)/hats_without_glasses/grid.png   the same noise, pushed away from glasses"
+	@echo "  $(RUN)/previews/                       the model while it was trained"
+
+test: $(VENV)/ready
+	$(PY) -m pytest
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(PY)
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --upgrade --quiet pip
+	$(PY) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -1,0 +1,18 @@
+"""Faces from captions: "short red hair, blue hat, dark glasses, happy, green clothing, skin 2".
+
+python train.py --config=configs/captions.py --workdir=runs/captions
+python sample.py --workdir=runs/captions --cond="red hat, dark glasses, happy" --gamma=2
+
+The words enter as keys and values of the attention of a DiT.
+"""
+
+from configs.avatars import get_config as avatars
+
+
+def get_config():
+    c = avatars()
+    c.data.fields = ("caption",)
+    c.network = {"name": "dit", "patch": 2, "width": 128, "depth": 4, "heads": 4, "dtype": "float32"}
+    c.steps = 3000
+    c.lr = 1e-3
+    return c

@@ -1,0 +1,30 @@
+"""CIFAR-10. Preparing needs TensorFlow once; training does not. Sized for one GPU or more; not run here yet.
+
+pip install "flowguide[data]" && python -m flowguide.data prepare cifar10
+python train.py --config=configs/cifar10.py --workdir=runs/cifar10
+"""
+
+from flowguide import build
+
+
+def get_config():
+    c = build.default()
+    c.data.name = "cifar10"
+    c.network = {
+        "name": "unet",
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 2,
+        "attention": (16,),
+        "dtype": "bfloat16",
+    }
+    c.steps = 200_000
+    c.batch_size = 256
+    c.lr = 4e-4
+    c.warmup = 5000
+    c.ema.decay = 0.9999
+    c.flip = True
+    c.stratified = True
+    c.checkpoint_every = c.eval_every = 5000
+    c.preview.every = 10_000
+    return c

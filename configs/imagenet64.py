@@ -1,0 +1,28 @@
+"""ImageNet, cropped and resized to 64x64, with a DiT-B/4. Preparing needs TensorFlow once, and the two tar files:
+
+pip install "flowguide[data]" && python -m flowguide.data prepare imagenet2012 --manual_dir=DIR
+python train.py --config=configs/imagenet64.py --workdir=runs/imagenet64
+
+Sized for a machine with eight accelerators; not run here yet.
+"""
+
+from flowguide import build
+from flowguide.networks import SIZES
+
+
+def get_config():
+    c = build.default()
+    c.data.update({"name": "imagenet2012", "test_split": "validation", "image_size": 64})
+    c.network = {"name": "dit", "patch": 4, **SIZES["B"], "remat": True, "dtype": "bfloat16"}
+    c.steps = 400_000
+    c.batch_size = 1024
+    c.lr = 3e-4
+    c.warmup = 10_000
+    c.decay = "none"
+    c.ema = {"name": "power", "std": 0.1}
+    c.flip = True
+    c.stratified = True
+    c.checkpoint_every = c.eval_every = 10_000
+    c.eval_examples = 4096
+    c.preview.every = 20_000
+    return c

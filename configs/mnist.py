@@ -1,0 +1,26 @@
+"""MNIST at its own 28x28. Prepare it once, from the four files you have or by download:
+
+python -m flowguide.data prepare mnist [--files=DIR]
+python train.py --config=configs/mnist.py --workdir=runs/mnist
+"""
+
+from flowguide import build
+
+
+def get_config():
+    c = build.default()
+    c.data.name = "mnist"
+    c.network = {
+        "name": "unet",
+        "width": 64,
+        "multipliers": (1, 2, 2),
+        "blocks": 2,
+        "attention": (7,),
+        "dtype": "float32",
+    }
+    c.steps = 20_000
+    c.lr = 5e-4
+    c.warmup = 500
+    c.ema.decay = 0.999
+    c.stratified = True
+    return c

@@ -1,0 +1,229 @@
+"""From a config to objects: the only reader of a ConfigDict."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from flowguide import couplings, losses, paths, times
+from flowguide.condition import Fields
+from flowguide.data import DataInfo, Dataset, open_dataset
+from flowguide.errors import UserError
+from flowguide.networks import NETWORKS, Network, as_network
+from flowguide.training import ema
+from flowguide.training.optimizer import adamw
+
+COUPLINGS: dict[str, Callable[[], couplings.Coupling]] = {
+    "independent": couplings.independent,
+    "minibatch": lambda: couplings.minibatch(optax.assignment.hungarian_algorithm),
+}
+
+# What may change when a run is resumed without making it another run.
+FREE = ("steps", "log_every", "checkpoint_every", "keep", "eval_every", "preview", "data.data_dir")
+
+
+def default() -> ConfigDict:
+    """Every setting and its default. An experiment in ``configs/`` changes what is its own; a typo raises."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 10_000,
+            "batch_size": 128,  # over all devices
+            "accumulate": 1,  # parts in which a device works through its share of the batch
+            "lr": 1e-3,
+            "warmup": 100,  # steps
+            "decay": "cosine",  # cosine, linear, none
+            "b2": 0.99,
+            "weight_decay": 0.0,
+            "clip": 1.0,  # largest gradient norm; 0: none
+            "path": "linear",  # linear, trig, vp
+            "coupling": "independent",  # independent, minibatch
+            "drop_rate": 0.1,  # how often an example loses its whole condition in training
+            "drop_field_rate": 0.1,  # how often it loses one field of several
+            "stratified": False,  # spread t evenly over the batch
+            "flip": False,  # mirror images at random
+            "times": {"name": "logit_normal", "mean": 0.0, "std": 1.0},
+            "ema": {"name": "constant", "decay": 0.999},
+            "data": {
+                "name": "avatars",
+                "split": "train",
+                "test_split": "test",
+                "fields": (),  # fields of the condition; (): all that the data set offers
+                "data_dir": "",  # of TFDS; "": its own default
+                "image_size": 0,  # crop and resize to this; 0: as they are
+            },
+            "network": {"name": "unet"},
+            "log_every": 50,  # steps
+            "checkpoint_every": 1000,
+            "keep": 2,  # checkpoints beside the best
+            "eval_every": 1000,
+            "eval_examples": 256,
+            "preview": {"every": 1000, "num": 36, "gammas": (1.0, 3.0), "solver": "heun", "steps": 25},
+        }
+    )
+
+
+def settings_help() -> str:
+    """Every setting with its default, for ``--help``."""
+    lines = [f"  --config.{name}={value!r}" for name, value in _flat(default().to_dict()).items()]
+    return "\n\nsettings of a config and their defaults (an experiment has its own):\n" + "\n".join(lines)
+
+
+def dataset(config: ConfigDict, split: str, fields: Fields | None = None) -> Dataset:
+    """The data of a split, with the fields that the config names, or exactly ``fields``.
+
+    Raises:
+      DataError: before anything slow, if it is not there or has no such fields.
+    """
+    d = config.data
+    return open_dataset(
+        d.name, split, fields or tuple(d.fields) or None, d.data_dir or None, image_size=d.image_size or None
+    )
+
+
+def network(config: ConfigDict, info: DataInfo) -> Network:
+    """The network for this data."""
+    choice = dict(config.network)
+    name = choice.pop("name", None)
+    make = _known(NETWORKS, "network", name)
+    _check_settings(make.__init__, f"network {name!r}", choice, given=("self", "shape", "fields", "rngs"))
+    try:
+        return as_network(lambda rngs: make(info.shape, info.fields, **choice, rngs=rngs))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"network {name!r} for {info.name} {info.shape}: {error}") from error
+
+
+def path(config: ConfigDict) -> paths.Path:
+    """The probability path."""
+    return _known(paths.PATHS, "path", config.path)()
+
+
+def recipe(config: ConfigDict) -> losses.Recipe:
+    """What the loss draws."""
+    for name in ("drop_rate", "drop_field_rate"):
+        if not 0 <= config[name] <= 1:
+            raise UserError(f"{name} is a probability, 0 to 1; got {config[name]}")
+    return losses.Recipe(
+        path=path(config),
+        warp=_choose(times.WARPS, "times", config.times),
+        coupling=_known(COUPLINGS, "coupling", config.coupling)(),
+        drop_rate=config.drop_rate,
+        drop_field_rate=config.drop_field_rate,
+        stratified=config.batch_size if config.stratified else 0,
+    )
+
+
+def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and its learning rate by step."""
+    if config.lr <= 0:
+        raise UserError(f"lr must be positive; got {config.lr}")
+    names = ("lr", "steps", "warmup", "decay", "b2", "weight_decay", "clip")
+    try:
+        return adamw(**{name: config[name] for name in names})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def profile(config: ConfigDict) -> ema.Profile:
+    """The profile of the moving average."""
+    return _choose(ema.PROFILES, "ema", config.ema)
+
+
+def check_sizes(config: ConfigDict, devices: int) -> None:
+    """Raises ``UserError`` for counts that cannot be."""
+    for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "eval_every"):
+        if config[name] < 1:
+            raise UserError(f"{name} must be at least 1; got {config[name]}")
+    parts = devices * config.accumulate
+    if config.batch_size % parts:
+        raise UserError(
+            f"batch_size {config.batch_size} cannot be shared by {devices} devices in {config.accumulate} parts each: "
+            f"make it a multiple of {parts}"
+        )
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Keeps the config beside the run."""
+    (workdir / "config.json").write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a run, completed with the defaults of settings that it is older than.
+
+    Raises:
+      UserError: if there is none, or it is not JSON.
+    """
+    file = workdir / "config.json"
+    try:
+        stored = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no run in {workdir}: expected a --workdir that train.py has written to") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}): restore it from the run's command") from error
+    config = default().to_dict()
+    for name, value in stored.items():
+        # A named choice has settings of its own; other groups keep the defaults of what was not there yet.
+        if (isinstance(value, dict) and "name" not in value) or name == "data":
+            value = {**config.get(name, {}), **value}
+        config[name] = _tuples(value)
+    return ConfigDict(config)
+
+
+def check_same_run(stored: ConfigDict, config: ConfigDict) -> None:
+    """Raises ``UserError`` if ``config`` is not that of the run in the folder, naming what differs."""
+    then, now = _flat(_tuples(stored.to_dict())), _flat(_tuples(config.to_dict()))
+    changed = [
+        f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted({**then, **now})
+        if then.get(name) != now.get(name) and not any(name == f or name.startswith(f + ".") for f in FREE)
+    ]
+    if changed:
+        raise UserError(
+            f"this folder holds a run of another config ({'; '.join(changed)}): use the same config to go on with it, "
+            "or another --workdir"
+        )
+
+
+def _known(registry: Mapping[str, Any], what: str, name: Any) -> Any:
+    if name not in registry:
+        raise UserError(f"unknown {what} {name!r}: there are {', '.join(sorted(registry))}")
+    return registry[name]
+
+
+def _choose(registry: Mapping[str, Callable[..., Any]], what: str, settings: Mapping[str, Any]) -> Any:
+    """The object of a ``{"name": ..., **settings}`` dict."""
+    choice = dict(settings)
+    name = choice.pop("name", None)
+    make = _known(registry, what, name)
+    _check_settings(make, f"{what} {name!r}", choice)
+    try:
+        return make(**choice)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _check_settings(make: Callable, what: str, settings: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:
+    takes = [name for name in inspect.signature(make).parameters if name not in given]
+    for name in settings:
+        if name not in takes:
+            raise UserError(f"{what} has no setting {name!r}: it takes {', '.join(takes) or 'none'}")
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,71 @@
+"""What the networks have in common: a dense layer, normalisations and their modulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flowguide.typing import Array, PRNGKey
+
+zeros = nnx.initializers.zeros_init()
+
+
+def normal(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32, *, std: float = 1.0) -> Array:
+    """N(0, std²), drawn flat: XLA:CPU takes five times as long to compile random bits of several axes."""
+    return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
+def lecun(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """N(0, 1/fan-in), which keeps the variance of unit inputs (LeCun et al. 1998, eq. 16); fan-out is last."""
+    return normal(key, shape, dtype, std=math.prod(shape[:-1]) ** -0.5)
+
+
+def embedding(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """N(0, 1/4) for the rows of tables, null tokens among them."""
+    return normal(key, shape, dtype, std=0.5)
+
+
+class Dense(nnx.Linear):
+    """``nnx.Linear``, applied to (B·N, d) where the input is (B, N, d).
+
+    With the axes apart, XLA:CPU takes the weight gradient through a transposed copy of the cotangent.
+    """
+
+    def __init__(self, d_in: int, d_out: int, *, dtype: Any = None, kernel_init: Any = lecun, rngs: nnx.Rngs):
+        super().__init__(d_in, d_out, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+    def __call__(self, inputs: Array, out_sharding: object = None) -> Array:
+        rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return rows.reshape(*inputs.shape[:-1], -1)
+
+
+def conv(c_in: int, c_out: int, *, dtype: Any = None, kernel_init: Any = lecun, rngs: nnx.Rngs) -> nnx.Conv:
+    """A 3x3 convolution of (B, H, W, C) that keeps H and W."""
+    return nnx.Conv(c_in, c_out, (3, 3), dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+
+def layer_norm(x: Array) -> Array:
+    """Layer normalisation over the last axis without affine part (Ba et al. 2016); statistics in float32."""
+    z = x.astype(jnp.float32)
+    z = z - jnp.mean(z, axis=-1, keepdims=True)
+    return (z * jax.lax.rsqrt(jnp.mean(z * z, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def group_norm(x: Array, groups: int) -> Array:
+    """Group normalisation of (B, H, W, C) without affine part (Wu & He 2018); statistics in float32."""
+    b, h, w, c = x.shape
+    z = x.astype(jnp.float32).reshape(b, h * w, groups, c // groups)
+    z = z - jnp.mean(z, axis=(1, 3), keepdims=True)
+    z = z * jax.lax.rsqrt(jnp.mean(z * z, axis=(1, 3), keepdims=True) + 1e-6)
+    return z.reshape(x.shape).astype(x.dtype)
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """x·(1 + scale) + shift (FiLM, Perez et al. 2018): x (B, ..., d), scale and shift (B, d)."""
+    over = (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],)
+    return x * (1 + scale.reshape(over)) + shift.reshape(over)

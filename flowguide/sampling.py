@@ -1,0 +1,270 @@
+"""Sampling: a trained network, a condition and a guidance scale become samples.
+
+```python
+from flowguide.sampling import load, sample
+
+run = load("runs/avatars")
+faces = sample(run, "hat=red,glasses=none", num=16, gamma=3.0, negative=["beard=yes"], seed=0)
+```
+
+Sample i depends on (seed, i) and its own condition alone, not on the batch it is drawn in or the number of devices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from flowguide import build, checkpoint, guidance, prompts, solvers, times
+from flowguide.condition import Condition
+from flowguide.data import DataInfo, info_from_json, to_image
+from flowguide.errors import UserError
+from flowguide.networks import Network
+from flowguide.typing import Array, PRNGKey, PyTree
+
+ADAPTIVE = "dopri5"
+SOLVER_NAMES = (*sorted(solvers.SOLVERS), ADAPTIVE)
+
+
+class Run(NamedTuple):
+    """What sampling needs of a training run.
+
+    Attributes:
+      info: what the network was trained on.
+      network: its functions.
+      params: averaged parameters.
+      step: of training, at which they were saved.
+      has_null: whether conditions were dropped in training, so that ∅ means something.
+    """
+
+    info: DataInfo
+    network: Network
+    params: PyTree
+    step: int
+    has_null: bool
+
+
+class Samples(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+      x: uint8 images or float32 points ``(num, *D)``.
+      evaluations: int ``(num,)``, network evaluations that each sample cost.
+    """
+
+    x: np.ndarray
+    evaluations: np.ndarray
+
+
+class Method(NamedTuple):
+    """How the guided flow is integrated; hashable, one compiled program each.
+
+    Attributes:
+      solver: one of ``SOLVER_NAMES``.
+      steps: of the grid; not read by the adaptive solver.
+      warp: name of the warp of the grid (``times.WARPS``).
+      interval: the times between which guidance is applied, or None for all.
+      replace_null: the negative condition takes the place of ∅.
+      rescale: strength φ of the rescaling of Lin et al. 2024.
+      tolerance: relative and absolute, of the adaptive solver.
+      passes: "together" or "apart", see ``guidance.guide``.
+    """
+
+    solver: str = "heun"
+    steps: int = 25
+    warp: str = "uniform"
+    interval: tuple[float, float] | None = None
+    replace_null: bool = False
+    rescale: float = 0.0
+    tolerance: float = 1e-4
+    passes: guidance.Passes = "together"
+
+
+DEFAULT = Method()
+
+
+def load(workdir: str | Path, step: int | None = None) -> Run:
+    """The run in ``workdir``, with the averaged parameters of the newest checkpoint or of ``step``.
+
+    Raises:
+      UserError: if there is no run, or no checkpoint, or it cannot be read.
+    """
+    workdir = Path(workdir)
+    config = build.read_config(workdir)
+    try:
+        info = info_from_json(json.loads((workdir / "info.json").read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{workdir / 'info.json'} cannot be read ({error}): train.py writes it; run it again"
+        ) from error
+    network = build.network(config, info)
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    params, step = checkpoint.restore_ema(workdir, like, step)
+    return Run(info, network, params, step, config.drop_rate > 0)
+
+
+def sample(
+    run: Run,
+    cond: str | Sequence[str] | Condition = "",
+    *,
+    num: int | None = None,
+    gamma: float | np.ndarray = 1.0,
+    negative: Sequence[str | Condition] = (),
+    gamma_negative: float = 1.0,
+    method: Method = DEFAULT,
+    seed: int = 0,
+    batch_size: int = 64,
+    devices: Sequence[jax.Device] | None = None,
+    progress: bool = False,
+) -> Samples:
+    """Draws samples of the guided flow.
+
+    Args:
+      run: from ``load``.
+      cond: a prompt for all samples, one prompt a sample, or a ready Condition of ``num`` examples.
+      num: how many; by default one a prompt, or 64.
+      gamma: guidance scale γ, for all or ``(num,)``: 0 unconditional, 1 conditional, more is guided.
+      negative: conditions to avoid, each a prompt for all or a Condition of ``num`` examples.
+      gamma_negative: their weight γ_n; not read where ``method.replace_null`` puts a negative condition in ∅'s place.
+      method: how to integrate.
+      seed: of the noise.
+      batch_size: samples at a time, over all devices; changes memory and speed, not the samples.
+      devices: where to compute; by default all local ones.
+      progress: show a progress bar.
+
+    Raises:
+      UserError: for settings that cannot be, before anything is computed, and where the samples are not finite.
+    """
+    fields = run.info.fields
+    if num is None:
+        num = 64 if isinstance(cond, str) else len(cond) if not isinstance(cond, Condition) else _batch(cond)
+    if num < 1 or batch_size < 1:
+        raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
+    c = _condition(cond, fields, num)
+    away = tuple(_condition(d, fields, num) for d in negative)
+    gammas = np.broadcast_to(np.asarray(gamma, np.float32), (num,))
+    _check(run, c, gammas, away, gamma_negative, method)
+
+    devices = tuple(devices or jax.local_devices())
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+    program = _program(run.network, run.info.shape, method, mesh)
+    params = jax.device_put(run.params, whole)
+
+    def share(tree: PyTree, index: np.ndarray) -> PyTree:
+        return jax.tree.map(lambda a: jax.device_put(np.asarray(a)[index], split), tree)
+
+    # Every batch has the same size, so that there is one program; the last one is filled up with repetitions.
+    size = -(-min(batch_size, num) // len(devices)) * len(devices)
+    root = jax.random.key(seed)
+    drawn, cost = [], []
+    for first in tqdm(range(0, num, size), disable=not progress, unit_scale=size, unit="sample", dynamic_ncols=True):
+        index = np.minimum(np.arange(first, first + size), num - 1)
+        keys = jax.device_put(jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(index)), split)
+        own = share((c, away, gammas), index)
+        x, success, cost_each = program(params, keys, *own, jnp.float32(gamma_negative))
+        if not np.all(success):
+            raise UserError(
+                f"{ADAPTIVE} did not reach tolerance {method.tolerance:g}: raise the tolerance or lower gamma"
+            )
+        kept = min(size, num - first)
+        drawn.append(np.asarray(x)[:kept])
+        cost.append(np.asarray(cost_each)[:kept])
+    x = np.concatenate(drawn)
+    if not np.isfinite(x).all():
+        raise UserError("the samples are not finite: lower gamma, take more steps, or train longer")
+    return Samples(to_image(x) if run.info.kind == "image" else x, np.concatenate(cost))
+
+
+@lru_cache(maxsize=32)
+def _program(network: Network, shape: tuple[int, ...], method: Method, mesh: jax.sharding.Mesh):
+    """The jitted sampler. Each device integrates its own share, without a word to the others."""
+
+    def draw(
+        params: PyTree, keys: PRNGKey, c: Condition, away: tuple[Condition, ...], gamma: Array, gamma_negative: Array
+    ) -> tuple[Array, Array, Array]:
+        velocity = partial(network.velocity, params)
+        rules = guidance.classifier_free(
+            velocity,
+            c,
+            gamma,
+            negative=away,
+            gamma_negative=None if method.replace_null or not away else gamma_negative,
+            interval=method.interval,
+            phi=method.rescale,
+        )
+        guided = guidance.guide(velocity, c, rules, method.passes)
+        x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        if method.solver == ADAPTIVE:
+            edges = [t for t in method.interval or () if 0 < t < 1]
+            ts = jnp.array([0.0, *edges, 1.0])
+            tolerance = method.tolerance
+            s = solvers.solve_adaptive(guided, x, ts, rtol=tolerance, atol=tolerance, per_sample=True)
+            middle = (ts[:-1] + ts[1:]) / 2
+            active = jax.vmap(rules.active)(middle)
+            cost = jnp.sum(s.evaluations * (1 + len(rules.references) * active))
+            x, success = s.x, s.success
+        else:
+            solver = solvers.SOLVERS[method.solver]()
+            ts = times.grid(method.steps, times.WARPS[method.warp]())
+            cost = guidance.network_evaluations(solver, rules, ts)
+            x, success = solvers.solve(solver, guided, x, ts), jnp.bool_(True)
+        return x, jnp.broadcast_to(success, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
+
+    each, same = PartitionSpec("data"), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            draw,
+            mesh=mesh,
+            in_specs=(same, each, each, each, each, same),
+            out_specs=each,
+            check_vma=False,
+        )
+    )
+
+
+def _condition(cond: str | Sequence[str] | Condition, fields: dict, num: int) -> Condition:
+    if not isinstance(cond, Condition):
+        cond = prompts.condition([cond] * num if isinstance(cond, str) else cond, fields)
+    if _batch(cond) != num and fields:
+        raise UserError(f"got {_batch(cond)} conditions for {num} samples: give one for all, or one for each")
+    return cond
+
+
+def _batch(c: Condition) -> int:
+    return len(jax.tree.leaves(c.present)[0]) if jax.tree.leaves(c.present) else 0
+
+
+def _check(
+    run: Run, c: Condition, gamma: np.ndarray, away: tuple[Condition, ...], gamma_negative: float, method: Method
+) -> None:
+    if method.solver not in SOLVER_NAMES:
+        raise UserError(f"unknown solver {method.solver!r}: there are {', '.join(SOLVER_NAMES)}")
+    if method.warp not in times.WARPS:
+        raise UserError(f"unknown grid {method.warp!r}: there are {', '.join(sorted(times.WARPS))}")
+    if method.steps < 1:
+        raise UserError(f"steps must be at least 1; got {method.steps}")
+    if not (np.isfinite(gamma).all() and np.isfinite(gamma_negative)):
+        raise UserError(f"guidance scales must be finite; got gamma {gamma} and gamma_negative {gamma_negative}")
+    if not 0 <= method.rescale <= 1:
+        raise UserError(f"rescale mixes between 0 and 1; got {method.rescale}")
+    if method.tolerance <= 0:
+        raise UserError(f"the tolerance must be positive; got {method.tolerance}")
+    if method.interval is not None and not 0 <= method.interval[0] < method.interval[1] <= 1:
+        raise UserError(f"interval needs 0 <= start < stop <= 1; got {method.interval}")
+    if method.replace_null and len(away) != 1:
+        raise UserError(f"replace_null puts one negative condition in the place of ∅; got {len(away)} of them")
+    if not run.has_null and (away or (gamma != 1).any() or not all(p.all() for p in jax.tree.leaves(c.present))):
+        raise UserError(
+            "this network was trained without null dropout (drop_rate = 0), so it knows no ∅: give every field, "
+            "gamma 1 and no negative, or train with drop_rate > 0"
+        )

@@ -1,0 +1,169 @@
+"""Draws samples from a training run, guided towards a condition and away from others.
+
+python sample.py --workdir=runs/avatars --cond="hat=red,glasses=none" --negative="beard=yes" --gamma=3 --num=64
+
+The guided velocity is u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅), for the condition c and the negative conditions d. A field
+that --cond leaves out is ∅. Several --cond or several values of --gamma draw a figure with γ down the rows and
+conditions across. Sample i depends on --seed and i alone, whatever the batch size or the number of devices.
+"""
+
+import json
+import time
+from itertools import product
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+import flowguide
+from flowguide import sampling, times
+from flowguide.cli import prepare_workdir, run_script
+from flowguide.errors import UserError
+from flowguide.pictures import save_figure, save_png
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
+STEP = flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest")
+COND = flags.DEFINE_multi_string(
+    "cond",
+    [""],
+    'what to draw, "hat=red,glasses=none", or the value alone where there is '
+    "one field; give it again for another column of the figure",
+)
+NEGATIVE = flags.DEFINE_multi_string("negative", [], "what to avoid, written like --cond; give it again to avoid more")
+GAMMA = flags.DEFINE_list(
+    "gamma", ["2"], 'guidance scale γ: 0 unconditional, 1 conditional, more is guided; "1,2,4" draws a row for each'
+)
+GAMMA_NEGATIVE = flags.DEFINE_float("gamma_negative", 1.0, "weight γ_n of each negative condition")
+REPLACE_NULL = flags.DEFINE_bool(
+    "replace_null",
+    False,
+    "let the one --negative take the place of ∅, (1 − γ)u_d + γu_c, instead of weighing it by γ_n = --gamma_negative",
+)
+INTERVAL = flags.DEFINE_list("interval", None, "guide only for t between these two, as 0.2,0.8 (0 is noise, 1 is data)")
+RESCALE = flags.DEFINE_float(
+    "rescale", 0.0, "bring the standard deviation back to the conditional one: 0 none, 1 fully"
+)
+SOLVER = flags.DEFINE_enum("solver", "heun", list(sampling.SOLVER_NAMES), "ODE solver; dopri5 is adaptive")
+STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver; not used by dopri5", lower_bound=1)
+GRID = flags.DEFINE_enum("grid", "uniform", sorted(times.WARPS), "how the steps are spaced")
+TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "relative and absolute tolerance of dopri5")
+PASSES = flags.DEFINE_enum(
+    "passes",
+    "together",
+    ["together", "apart"],
+    "one network call for u_c and its references, or one for each, which needs less memory",
+)
+NUM = flags.DEFINE_integer("num", 64, "samples for each condition and γ", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "samples at a time, over all devices", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "of the noise")
+OUT = flags.DEFINE_string("out", None, "folder for the results; by default WORKDIR/samples")
+SAVE = flags.DEFINE_enum(
+    "save", "png", ["png", "npz", "none"], "each sample as a PNG, all in one NPZ, or only the figure"
+)
+
+
+def main() -> None:
+    # Settings first: all that can be wrong is found before anything is computed.
+    if WORKDIR.value is None:
+        raise UserError("expected --workdir=DIR, a folder that train.py has written; --help lists all flags")
+    gammas = _numbers("gamma", GAMMA.value)
+    interval = None if INTERVAL.value is None else tuple(_numbers("interval", INTERVAL.value, 2))
+    method = sampling.Method(
+        solver=SOLVER.value,
+        steps=STEPS.value,
+        warp=GRID.value,
+        interval=interval,
+        replace_null=REPLACE_NULL.value,
+        rescale=RESCALE.value,
+        tolerance=TOLERANCE.value,
+        passes=PASSES.value,
+    )
+    conds = COND.value
+    run = sampling.load(WORKDIR.value, STEP.value)
+    out = Path(OUT.value or Path(WORKDIR.value) / "samples")
+    prepare_workdir(out)
+
+    # Draw: one cell for each γ and condition, all by the same compiled program.
+    cells, drawn, started = [], [], time.perf_counter()
+    for gamma, cond in product(gammas, conds):
+        print(f"{cond or 'unconditional'}, γ = {gamma:g}", flush=True)
+        s = sampling.sample(
+            run,
+            cond,
+            num=NUM.value,
+            gamma=gamma,
+            negative=NEGATIVE.value,
+            gamma_negative=GAMMA_NEGATIVE.value,
+            method=method,
+            seed=SEED.value,
+            batch_size=BATCH_SIZE.value,
+            progress=True,
+        )
+        first = len(cells) * NUM.value
+        cells.append(
+            {
+                "cond": cond,
+                "gamma": gamma,
+                "first": first,
+                "num": len(s.x),
+                "network_evaluations": int(s.evaluations.max()),
+            }
+        )
+        drawn.append(s.x)
+    seconds = time.perf_counter() - started
+
+    # Write: the figure, the samples, and how they came about.
+    columns = [cond or "∅" for cond in conds]
+    save_figure(
+        out / "grid.png",
+        np.stack(drawn).reshape(len(gammas), len(conds), *drawn[0].shape),
+        [f"γ = {g:g}" for g in gammas],
+        columns,
+    )
+    _save(out, np.concatenate(drawn), run.info.kind)
+    _write_record(out, run, cells, method, seconds)
+    print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
+
+
+def _save(out: Path, x: np.ndarray, kind: str) -> None:
+    if SAVE.value == "npz" or (SAVE.value == "png" and kind != "image"):
+        np.savez_compressed(out / "samples.npz", x=x)
+    elif SAVE.value == "png":
+        (out / "png").mkdir(exist_ok=True)
+        for i, image in enumerate(x):
+            save_png(out / "png" / f"{i:06d}.png", image)
+
+
+def _write_record(out: Path, run: sampling.Run, cells: list, method: sampling.Method, seconds: float) -> None:
+    record = {
+        "workdir": str(WORKDIR.value),
+        "data": run.info.name,
+        "train_step": run.step,
+        "seed": SEED.value,
+        "batch_size": BATCH_SIZE.value,
+        "negative": NEGATIVE.value,
+        "gamma_negative": None if REPLACE_NULL.value or not NEGATIVE.value else GAMMA_NEGATIVE.value,
+        **method._asdict(),
+        "cells": cells,
+        "network_evaluations": sum(cell["num"] * cell["network_evaluations"] for cell in cells),
+        "seconds": round(seconds, 3),
+        "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+        "versions": {"flowguide": flowguide.__version__, "jax": jax.__version__},
+    }
+    (out / "samples.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _numbers(name: str, texts: list[str], count: int | None = None) -> list[float]:
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if not numbers or count not in (None, len(numbers)):
+        expected = f"{count} numbers" if count else "numbers"
+        raise UserError(f"--{name} takes {expected} separated by commas; got {','.join(texts)!r}")
+    return numbers
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_networks import FIELDS, SHAPE, SMALL, build, full_condition, inputs, noisy
+
+from flowguide.networks.attention import attend
+from flowguide.networks.dit import DiT, DiTBlock, _from_patches, _to_patches, sincos_2d
+from flowguide.networks.layers import layer_norm, modulate
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(noisy)(build("dit").init(jax.random.key(0)))
+
+
+def test_scanned_blocks_are_the_same_blocks_one_after_the_other(params):
+    (t, x), c = inputs(), full_condition()
+    model = DiT(SHAPE, FIELDS, **SMALL["dit"], rngs=nnx.Rngs(0))
+    nnx.update(model, params)
+
+    def unrolled():
+        embedded = model.condition(c, len(x))
+        signal = nnx.silu(model.time(t) + embedded.vector)
+        h = model.inlet(_to_patches(x, 2)) + sincos_2d(2, 2, 16)
+        for i in range(2):
+            block = DiTBlock(16, 2, 4, 16, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+            nnx.update(block, jax.tree.map(lambda p, i=i: p[i], params["blocks"]))
+            h = block(h, signal, embedded.sequence, embedded.mask)
+        scale, shift = jnp.split(model.film(signal), 2, axis=-1)
+        return _from_patches(model.outlet(modulate(layer_norm(h), scale, shift)), 2, x.shape)
+
+    np.testing.assert_allclose(build("dit").velocity(params, t, x, c), unrolled(), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}])
+def test_how_blocks_are_applied_changes_no_gradient(params, options):
+    (t, x), c = inputs(), full_condition()
+
+    def gradient(network):
+        return jax.jit(jax.grad(lambda p: jnp.sum(network.velocity(p, t, x, c) ** 2)))(params)
+
+    want, got = gradient(build("dit")), gradient(build("dit", **options))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, want)
+
+
+def test_fresh_blocks_are_identities():
+    block = DiTBlock(8, 2, 4, None, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    x, signal = jax.random.normal(jax.random.key(0), (2, 5, 8)), jnp.ones((2, 8))
+    np.testing.assert_array_equal(block(x, signal, None, None), x)
+
+
+def test_patches_are_squares_of_the_image_and_come_back():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    patches = _to_patches(x, 2)
+    assert patches.shape == (2, 6, 12)
+    np.testing.assert_array_equal(patches[1, 4].reshape(2, 2, 3), x[1, 2:4, 2:4])
+    np.testing.assert_array_equal(_from_patches(patches, 2, x.shape), x)
+
+
+def test_positions_are_distinct_and_separable():
+    table = sincos_2d(3, 5, 16)
+    assert table.shape == (15, 16)
+    assert float(jnp.linalg.norm(table[:, None] - table[None], axis=-1)[~np.eye(15, dtype=bool)].min()) > 0.5
+    # sin² + cos² = 1 for each of the 8 frequencies.
+    np.testing.assert_allclose(jnp.sum(table**2, axis=-1), 8.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_agrees_with_jax(masked):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 4)) for i, n in enumerate((5, 7, 7)))
+    mask = jnp.arange(7) < jnp.array([[4], [7]]) if masked else None
+    full = None if mask is None else mask[:, None, None, :]
+    np.testing.assert_allclose(attend(q, k, v, mask), jax.nn.dot_product_attention(q, k, v, mask=full), atol=1e-5)
+
+    def gradient(f):
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(q, k, v)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        gradient(lambda q, k, v: attend(q, k, v, mask)),
+        gradient(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=full)),
+    )
+
+
+def test_attention_survives_large_logits():
+    q = jnp.full((1, 2, 1, 4), 1e3)
+    np.testing.assert_allclose(attend(q, q, q), q, rtol=1e-6)

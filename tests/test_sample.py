@@ -1,0 +1,203 @@
+"""The sampler as a user runs it: what a sample depends on, what is recorded, and refusals in one line."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import refused, run
+
+import train as script
+from flowguide import build, sampling
+from flowguide.condition import Label, given
+from flowguide.data import DataInfo
+from flowguide.errors import UserError
+from flowguide.networks import Network
+
+FIELDS = {"hat": Label(("none", "red")), "beard": Label(("no", "yes"))}
+SHAPE = (3, 3, 1)
+
+
+def velocity(params, t, x, c):
+    """A made-up network that reads everything it is given."""
+    hat, beard = (jnp.where(c.present[k], c.value[k] + 1.0, 0.0)[:, None, None, None] for k in ("hat", "beard"))
+    return params["w"] * jnp.tanh(x) + jnp.sin(3 * t)[:, None, None, None] + 0.3 * hat - 0.2 * beard * x
+
+
+NETWORK = Network(lambda key: {"w": jnp.float32(0.5)}, velocity)
+RUN = sampling.Run(DataInfo("toy", SHAPE, "points", FIELDS), NETWORK, {"w": jnp.float32(0.5)}, 7, True)
+
+
+def draw(**options):
+    options = {"num": 10, "gamma": 2.0, "method": sampling.Method(steps=6), **options}
+    return sampling.sample(RUN, options.pop("cond", "hat=red"), **options)
+
+
+@pytest.mark.parametrize("solver", sampling.SOLVER_NAMES)
+@pytest.mark.parametrize(("batch_size", "devices"), [(10, 1), (3, 1), (4, 2), (16, 8)])
+def test_a_sample_depends_on_its_seed_and_number_alone(solver, batch_size, devices):
+    method = sampling.Method(solver, 6)
+    options = {"negative": ["beard=yes"], "gamma_negative": 0.5, "method": method}
+    whole = draw(devices=jax.devices()[:1], batch_size=64, **options)
+    other = draw(devices=jax.devices()[:devices], batch_size=batch_size, **options)
+    np.testing.assert_allclose(whole.x, other.x, rtol=2e-5, atol=2e-6)
+    more = draw(num=13, devices=jax.devices()[:devices], batch_size=batch_size, **options)
+    np.testing.assert_allclose(whole.x, more.x[:10], rtol=2e-5, atol=2e-6)
+    assert np.abs(draw(seed=1, **options).x - whole.x).max() > 0.1
+
+
+@pytest.mark.parametrize("solver", ["heun", "ab2", "rk4"])
+def test_solvers_agree_with_the_adaptive_one(solver):
+    fine = draw(method=sampling.Method("dopri5", tolerance=1e-6)).x
+    np.testing.assert_allclose(draw(method=sampling.Method(solver, 200)).x, fine, atol=2e-4)
+
+
+@pytest.mark.parametrize("passes", ["together", "apart"])
+def test_evaluations_are_counted(passes):
+    def count(gamma=2.0, negative=(), **method):
+        method = sampling.Method(passes=passes, **{"steps": 10, **method})
+        return set(draw(gamma=gamma, negative=negative, method=method).evaluations.tolist())
+
+    assert count(solver="euler") == {20}
+    assert count(solver="euler", gamma=1.0) == {10}
+    assert count(solver="heun") == {40}
+    assert count(solver="euler", negative=["beard=yes"]) == {30}
+    assert count(solver="euler", negative=["beard=yes"], replace_null=True) == {20}
+    assert count(solver="euler", interval=(0.25, 0.55)) == {13}  # at t = 0.3, 0.4, 0.5
+    guided, plain = (next(iter(count(solver="dopri5", gamma=g))) for g in (2.0, 1.0))
+    assert guided % 2 == 0
+    assert plain > 6
+
+
+def test_prompts_conditions_and_lists_are_the_same_thing():
+    one = draw(cond="hat=red,beard=yes", num=4).x
+    listed = sampling.sample(RUN, ["hat=red,beard=yes"] * 4, gamma=2.0, method=sampling.Method(steps=6)).x
+    ready = draw(cond=given({"hat": np.ones(4, int), "beard": np.ones(4, int)}), num=4).x
+    np.testing.assert_array_equal(one, listed)
+    np.testing.assert_array_equal(one, ready)
+
+
+def test_gamma_of_each_sample():
+    gammas = np.linspace(0, 4, 10).astype(np.float32)
+    mixed = draw(gamma=gammas).x
+    for i in (0, 4, 9):
+        np.testing.assert_allclose(mixed[i], draw(gamma=float(gammas[i])).x[i], rtol=1e-5, atol=1e-6)
+
+
+def test_changing_gamma_seed_or_condition_compiles_nothing():
+    draw(negative=["beard=yes"])
+    program = sampling._program(
+        NETWORK,
+        SHAPE,
+        sampling.Method(steps=6),
+        jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
+    )
+    before = program._cache_size()
+    draw(negative=["beard=no"], gamma=3.0, seed=5, cond="beard=yes", gamma_negative=0.1)
+    assert program._cache_size() == before > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cond": "hat=blue"}, "unknown value 'blue' of 'hat'"),
+        ({"cond": ["hat=red"], "num": 3}, "1 conditions for 3 samples"),
+        ({"gamma": float("nan")}, "must be finite"),
+        ({"num": 0}, "at least 1"),
+        ({"method": sampling.Method("rk5")}, "unknown solver 'rk5': there are"),
+        ({"method": sampling.Method(warp="log")}, "unknown grid 'log'"),
+        ({"method": sampling.Method(interval=(0.6, 0.2))}, "0 <= start < stop <= 1"),
+        ({"method": sampling.Method(replace_null=True)}, "one negative condition"),
+        ({"method": sampling.Method(rescale=2.0)}, "between 0 and 1"),
+        ({"gamma": 3e38}, "not finite"),
+    ],
+)
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        draw(**options)
+
+
+def test_without_null_dropout_only_full_conditions_at_gamma_one():
+    blind = RUN._replace(has_null=False)
+    sampling.sample(blind, "hat=red,beard=no", num=2)
+    for options in ({"gamma": 2.0}, {"negative": ["beard=yes"]}):
+        with pytest.raises(UserError, match="without null dropout"):
+            sampling.sample(blind, "hat=red,beard=no", num=2, **options)
+    with pytest.raises(UserError, match="without null dropout"):
+        sampling.sample(blind, "hat=red", num=2)
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir, tmp_path_factory):
+    """A few steps of a tiny network on the real digits: enough to be sampled from."""
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    c = build.default()
+    c.data.name, c.data.data_dir = "digits", str(data_dir)
+    c.network = {"name": "mlp", "width": 8, "depth": 1}
+    c.update({"batch_size": 16, "steps": 3, "warmup": 1, "eval_examples": 16})
+    c.preview.update({"num": 4, "steps": 2})
+    script.train(c, workdir)
+    return workdir
+
+
+def test_previews_are_pictures(digits):
+    with Image.open(digits / "previews" / "00000003.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_command_line_end_to_end(digits, tmp_path):
+    options = ["--gamma=3", "--num=5", "--steps=4", "--negative=8", "--seed=2", f"--workdir={digits}"]
+    done = run("sample.py", *options, "--cond=3", f"--out={tmp_path / 'a'}")
+    assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "a" / "png").iterdir())
+    assert len(files) == 5
+    record = json.loads((tmp_path / "a" / "samples.json").read_text())
+    assert record["cells"] == [{"cond": "3", "gamma": 3.0, "first": 0, "num": 5, "network_evaluations": 24}]
+    assert record["network_evaluations"] == 5 * 24
+    assert record["negative"] == ["8"]
+    assert record["train_step"] == 3
+
+    figure = ["--cond=3", "--cond=label=4", "--gamma=1,3", "--save=npz", f"--out={tmp_path / 'b'}"]
+    done = run("sample.py", *options[1:], *figure, "--batch_size=2")
+    assert done.returncode == 0, done.stderr
+    x = np.load(tmp_path / "b" / "samples.npz")["x"]
+    assert x.shape == (20, 8, 8, 1)
+    # Same seed, number, condition and scale: the same image, from another batch size in another command.
+    third = np.stack([np.asarray(Image.open(f)) for f in files])
+    assert np.abs(x[10:15, ..., 0].astype(int) - third).max() <= 1
+    run_in_python = sampling.sample(
+        sampling.load(digits), "3", num=5, gamma=3.0, negative=["8"], method=sampling.Method(steps=4), seed=2
+    )
+    assert np.abs(run_in_python.x[..., 0].astype(int) - third).max() <= 1
+
+
+def test_truncated_checkpoint_and_missing_files_are_named(digits, tmp_path):
+    broken = tmp_path / "run"
+    shutil.copytree(digits, broken)
+    for file in (broken / "checkpoints" / "3" / "ema").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"checkpoints/3 cannot be read"):
+        sampling.load(broken)
+    (broken / "info.json").write_text("{")
+    with pytest.raises(UserError, match=r"info.json cannot be read"):
+        sampling.load(broken)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --workdir=DIR"),
+        (["--workdir=nowhere"], "no run in nowhere"),
+        (["--workdir=RUN", "--cond=digit=3"], "unknown field 'digit': there are label"),
+        (["--workdir=RUN", "--solver=rk5"], "--solver=rk5: value should be one of"),
+        (["--workdir=RUN", "--gamma=two"], "--gamma takes numbers"),
+        (["--workdir=RUN", "--step=99"], "no checkpoint of step 99"),
+    ],
+    ids=str,
+)
+def test_bad_commands_are_one_line(arguments, message, digits):
+    refused("sample.py", [a.replace("RUN", str(digits)) for a in arguments], message)

@@ -1,0 +1,236 @@
+"""The trainer as a user runs it: resume to the bit, refusals in one line, and a network that learns an exact law."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train as script
+from flowguide import analytic, build, checkpoint, paths, sampling, times
+from flowguide.condition import Condition, given
+from flowguide.data.builders import mixture2d
+from flowguide.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def small(data_dir, **changes):
+    c = build.default()
+    c.data.name, c.data.data_dir = "mixture2d", str(data_dir)
+    c.network = {"name": "mlp", "width": 16, "depth": 2}
+    c.update({"batch_size": 32, "steps": 20, "warmup": 2, "log_every": 4, "checkpoint_every": 8, "eval_every": 8})
+    c.preview.every = 0
+    c.update(changes)
+    return c
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    """An uninterrupted run: its folder and its last state."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, script.train(small(data_dir), workdir)
+
+
+def test_stopping_and_resuming_gives_the_same_bits(whole, data_dir, tmp_path):
+    first = script.train(small(data_dir), tmp_path, stop_after=11)
+    assert int(first.step) == 11
+    resumed = script.train(small(data_dir), tmp_path)
+    assert int(resumed.step) == 20
+    assert same(resumed, whole[1])
+
+
+def test_a_longer_run_goes_on_from_the_end(whole, data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    assert int(script.train(small(data_dir, steps=24), workdir).step) == 24
+
+
+def test_finished_run_does_nothing_more(whole, data_dir):
+    assert same(script.train(small(data_dir), whole[0]), whole[1])
+
+
+def test_what_a_run_leaves(whole):
+    workdir, state = whole
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [4, 8, 12, 16, 20]
+    assert [line["step"] for line in lines if "val_loss" in line] == [8, 16, 20]
+    assert list((workdir / "tensorboard").iterdir())
+    run = sampling.load(workdir)
+    assert run.step == 20
+    assert same(run.params, state.ema)
+    assert same(sampling.load(workdir, 16).params, run.params) is False
+
+
+def test_keeps_the_newest_and_the_best(data_dir, tmp_path):
+    script.train(small(data_dir, keep=1, checkpoint_every=4, eval_every=4), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    kept = {int(p.name) for p in checkpoint.folder(tmp_path).iterdir()}
+    assert kept == {20, min(scores, key=scores.__getitem__)}
+
+
+def test_another_config_in_the_same_folder_is_refused(whole, data_dir):
+    with pytest.raises(UserError, match=r"lr was 0.001, is 0.1; network.width was 16, is 8"):
+        script.train(small(data_dir, lr=0.1, network={"width": 8}), whole[0])
+
+
+def test_a_diverging_run_stops_with_the_step(data_dir, tmp_path):
+    config = small(data_dir, lr=1e30, clip=0.0)
+    with pytest.raises(UserError, match=r"the loss at step \d+ is (nan|inf)"):
+        script.train(config, tmp_path)
+
+
+@pytest.mark.parametrize("cut", ["params", "ema", "train"])
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tmp_path, cut):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    files = [p for p in (workdir / "checkpoints" / "20" / cut).rglob("*") if p.is_file() and p.stat().st_size > 100]
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = sorted(p for p in workdir.rglob("*") if p.is_file())
+    with pytest.raises(UserError, match=r"checkpoints/20 cannot be read .*to go back to step 16"):
+        script.train(small(data_dir, steps=24), workdir)
+    assert set(before) <= set(workdir.rglob("*"))
+    shutil.rmtree(workdir / "checkpoints" / "20")  # the cure that the message names
+    assert int(script.train(small(data_dir), workdir).step) == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"name": "avatarz"}}, "did you mean avatars"),
+        ({"data": {"fields": ("hut",)}}, "hut"),
+        ({"data": {"split": "trian"}}, "trian"),
+        ({"network": {"name": "resnet"}}, "unknown network 'resnet': there are dit, mlp, unet"),
+        ({"network": {"name": "mlp", "with": 3}}, "network 'mlp' has no setting 'with': it takes width, depth, dtype"),
+        ({"network": {"name": "unet"}}, "network 'unet' for mixture2d"),
+        ({"times": {"name": "sway", "mean": 3.0}}, "times 'sway' has no setting 'mean': it takes k"),
+        ({"ema": {"name": "power", "std": 0.5}}, "between 0 and 0.288; got 0.5"),
+        ({"path": "straight"}, "unknown path 'straight': there are linear, trig, vp"),
+        ({"coupling": "none"}, "unknown coupling 'none': there are independent, minibatch"),
+        ({"batch_size": 33}, "batch_size 33 cannot be shared by 8 devices"),
+        ({"accumulate": 3}, "in 3 parts each: make it a multiple of 24"),
+        ({"drop_rate": 2.0}, "drop_rate is a probability"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"warmup": 20}, "warm-up must end before the run does"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+    ids=str,
+)
+def test_bad_config_is_refused_before_any_work(changes, message, data_dir, tmp_path):
+    config = small(data_dir)
+    for name in ("network", "times", "ema"):
+        if name in changes:
+            del config[name]
+    config.update(changes)
+    with pytest.raises(UserError, match=message) as error:
+        script.train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def run(script, *arguments):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, script, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def refused(script, arguments, message):
+    """The command ends with code 2 and one line that holds ``message``."""
+    done = run(script, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config=configs/nowhere.py", "No such file or directory: 'configs/nowhere.py'"),
+        ("--config.learning_rate=1", "the config has no setting 'learning_rate'"),
+        ("--config.lr=fast", "could not convert string to float"),
+        ("--workdir=/proc/nowhere", "cannot write to /proc/nowhere"),
+        ("--wokdir=x", "wokdir"),
+        ("avatars", "expected flags of the form --name=value"),
+    ],
+)
+def test_bad_commands_are_one_line(argument, message, data_dir, tmp_path):
+    base = ["--config=configs/points.py", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}"]
+    refused("train.py", [*base, argument], message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_flags():
+    done = run("train.py", "--help")
+    assert done.returncode == 0
+    for word in ("--config", "--workdir", "--stop_after", "python train.py"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+def test_a_trained_network_is_the_exact_field(data_dir, tmp_path):
+    """configs/points.py on a mixture whose velocity is known: fields, moments and classes agree with theory."""
+    from configs.points import get_config
+
+    config = get_config()
+    config.data.data_dir, config.preview.every = str(data_dir), 0
+    script.train(config, tmp_path)
+    trained = sampling.load(tmp_path)
+    exact = analytic.velocity(analytic.mixture(mixture2d.WEIGHTS, mixture2d.MEANS, mixture2d.STD**2), paths.linear())
+    n = 4000
+    key = jax.random.split(jax.random.key(0), 3)
+    label = jnp.arange(n) % mixture2d.CLASSES
+    x1 = jnp.asarray(mixture2d.MEANS)[label] + mixture2d.STD * jax.random.normal(key[0], (n, 2))
+    t = jax.random.uniform(key[1], (n,))
+    x = paths.interpolate(paths.linear(), t, jax.random.normal(key[2], (n, 2)), x1)
+    for c in (given({"label": label}), Condition({"label": label}, {"label": jnp.zeros(n, bool)})):
+        u, v = trained.network.velocity(trained.params, t, x, c), exact(t, x, c)
+        assert float(jnp.mean((u - v) ** 2) / jnp.mean(v**2)) < 0.02
+
+    s = sampling.sample(trained, [str(i) for i in range(8)] * 250, batch_size=2000, method=sampling.Method("rk4", 20))
+    for k in range(8):
+        own = s.x[k::8]
+        np.testing.assert_allclose(own.mean(0), mixture2d.MEANS[k], atol=5 * mixture2d.STD / 250**0.5)
+        np.testing.assert_allclose(own.std(0), mixture2d.STD, rtol=0.25)
+
+
+def test_the_loss_of_a_gaussian_reaches_its_minimum(tmp_path):
+    """A small network on N(m, Σ): its loss on fresh draws comes within 3 % of the known least value."""
+    import optax
+
+    from flowguide import losses
+    from flowguide.networks import MLP, as_network
+    from flowguide.training import ema
+    from flowguide.training.step import Batch, init_state, make_loss, make_step
+
+    law, p, size = analytic.mixture([1.0], [[0.5, -1.0]], jnp.array([[[0.5, 0.2], [0.2, 1.0]]])), paths.linear(), 512
+    network = as_network(lambda rngs: MLP((2,), {}, width=32, depth=2, rngs=rngs))
+    loss = make_loss(network, losses.Recipe(p, times.uniform()), lambda x: x, jax.random.key(1))
+    optimizer = optax.adamw(optax.cosine_decay_schedule(5e-3, 600))
+    step = make_step(loss, optimizer, ema.constant(0.99))(lambda tree: tree)
+    label = given(jnp.zeros(size, int))
+
+    def batch(key):
+        return Batch(analytic.sample(key, law, label), {}, jnp.arange(size))
+
+    @jax.jit
+    def train(state):
+        return jax.lax.scan(lambda s, key: step(s, batch(key)), state, jax.random.split(jax.random.key(2), 600))
+
+    state, _ = train(init_state(network, optimizer, jax.random.key(0)))
+    fresh = jax.vmap(lambda i, key: loss(state.ema, 10_000 + i, batch(key)))
+    measured = fresh(jnp.arange(100), jax.random.split(jax.random.key(3), 100))
+    minimum = float(analytic.flow_matching_minimum(law, p, jnp.linspace(0, 1, 20_001)).mean())
+    error = float(measured.std()) / 10
+    assert minimum - 4 * error < float(measured.mean()) < 1.03 * minimum + 4 * error

@@ -1,0 +1,150 @@
+"""Trains a conditional velocity network by flow matching.
+
+python train.py --config=configs/avatars.py --workdir=runs/avatars [--config.lr=3e-4 ...]
+
+Running the same command again goes on from the last checkpoint, to the bit. Every setting of the config can be changed
+on the command line; flowguide/build.py says what they mean.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from flowguide import build, checkpoint, sampling
+from flowguide.cli import interrupted_by_signals, prepare_workdir, run_script
+from flowguide.condition import given
+from flowguide.data import batches, check_fingerprint, fingerprint, info_to_json, to_model
+from flowguide.errors import UserError
+from flowguide.networks import Network, count_parameters
+from flowguide.pictures import save_figure
+from flowguide.training.logs import Log
+from flowguide.training.spread import data_parallel, replicas_agree, replicate
+from flowguide.training.step import Batch, TrainState, init_state, make_loss, make_step
+from flowguide.typing import PyTree
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment, a file of configs/")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, logs and pictures")
+STOP_AFTER = flags.DEFINE_integer("stop_after", None, "save and stop after this step, as if interrupted", lower_bound=1)
+
+
+def main() -> None:
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise UserError("expected --config=configs/NAME.py and --workdir=DIR; --help lists all flags")
+    train(CONFIG.value, Path(WORKDIR.value), STOP_AFTER.value)
+
+
+def train(config: ConfigDict, workdir: Path, stop_after: int | None = None) -> TrainState:
+    # Build. Whatever can be wrong is found out here, before anything is written or computed.
+    devices = jax.local_devices()
+    build.check_sizes(config, len(devices))
+    recipe, profile = build.recipe(config), build.profile(config)
+    optimizer, schedule = build.optimizer(config)
+    data = build.dataset(config, config.data.split)
+    test = build.dataset(config, config.data.test_split, data.info.fields)
+    network = build.network(config, data.info)
+    stream = batches(data, config.batch_size, config.seed)
+    position_of = fingerprint(data, config.batch_size, config.seed)
+
+    prepare_workdir(workdir)
+    if (workdir / "config.json").exists():
+        build.check_same_run(build.read_config(workdir), config)
+    build.write_config(config, workdir)
+    (workdir / "info.json").write_text(json.dumps(info_to_json(data.info), indent=1) + "\n")
+
+    # A state: a fresh one, or the last that was saved.
+    init_key, draw_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
+    state = init_state(network, optimizer, init_key)
+    saves = checkpoint.manager(workdir, config.keep)
+    if saves.latest_step() is not None:
+        state, stream, saved_at = checkpoint.restore(saves, state, stream)
+        check_fingerprint(saved_at, position_of)
+    first = int(state.step)
+    state = replicate(state, devices)
+
+    loss = make_loss(network, recipe, to_model, draw_key, config.flip)
+    step = data_parallel(make_step(loss, optimizer, profile, config.accumulate), devices)
+    test_loss = make_loss(network, recipe._replace(drop_rate=0.0, drop_field_rate=0.0), to_model, test_key)
+    validate = _validation(test_loss, test.read, min(config.eval_examples, test.size), devices)
+    preview = _preview(config, network, test, workdir)
+
+    # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
+    with Log(workdir, first, config.steps, config.batch_size) as log, interrupted_by_signals() as interrupted:
+        log.say(
+            f"{data.info.name}: {data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
+            f"parameters; {len(devices)} x {devices[0].device_kind}; from step {first} to {config.steps}"
+        )
+        index, late = np.arange(config.batch_size, dtype=np.int32), None
+
+        def report(number: int, metrics: dict[str, jax.Array]) -> None:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not math.isfinite(values["loss"]):
+                raise UserError(
+                    f"the loss at step {number} is {values['loss']}: the last checkpoint is at step "
+                    f"{saves.latest_step()}; lower lr or clip, and go on from there or start anew"
+                )
+            log.tick(values["loss"])
+            if number % config.log_every == 0 or number == config.steps:
+                log.scalars(number, {**values, "lr": float(schedule(number - 1)), "examples_per_s": log.rate(number)})
+
+        for number in range(first + 1, config.steps + 1):
+            batch = next(stream)
+            state, metrics = step(state, Batch(batch.x, batch.value, index))
+            if late is not None:
+                report(number - 1, late)
+            late = metrics
+
+            last, stop = number == config.steps, number == stop_after or interrupted()
+            scores = {}
+            if last or number % config.eval_every == 0:
+                scores = {checkpoint.BEST_BY: validate(state.ema)}
+                log.scalars(number, scores)
+            if last or stop or number % config.checkpoint_every == 0:
+                if not replicas_agree(state):
+                    raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
+                checkpoint.save(saves, state, stream, position_of, scores or None)
+            if config.preview.every and (last or number % config.preview.every == 0):
+                log.picture(number, "samples", preview(state.ema, number))
+            if stop:
+                log.say(f"stopped after step {number}: the same command goes on from there")
+                break
+        if late is not None:
+            report(int(state.step), late)
+        saves.close()
+    return state
+
+
+def _validation(loss: Callable, read: Callable, count: int, devices: list[jax.Device]) -> Callable[[PyTree], float]:
+    """The loss of parameters on the first ``count`` examples of the test split, always with the same draws."""
+    count -= count % len(devices)
+    batch = read(np.arange(count))
+    batch = Batch(batch.x, batch.value, np.arange(count, dtype=np.int32))
+    mean_loss = data_parallel(lambda mean: lambda params, b: mean(loss(params, 0, b)), devices, donate=False)
+    return lambda params: float(mean_loss(params, batch))
+
+
+def _preview(config: ConfigDict, network: Network, test, workdir: Path) -> Callable[[PyTree, int], np.ndarray]:
+    """Samples with noise and conditions that stay the same over the run, at each scale of ``preview.gammas``."""
+    p = config.preview
+    num = min(p.num, test.size)
+    c = given(test.read(np.arange(num)).value)
+    method = sampling.Method(solver=p.solver, steps=p.steps)
+    gammas = p.gammas if config.drop_rate else (1.0,)
+
+    def draw(params: PyTree, step: int) -> np.ndarray:
+        run = sampling.Run(test.info, network, params, step, config.drop_rate > 0)
+        drawn = [sampling.sample(run, c, gamma=g, method=method, seed=config.seed, batch_size=num).x for g in gammas]
+        (workdir / "previews").mkdir(exist_ok=True)
+        labels = [f"γ = {g:g}" for g in gammas]
+        return save_figure(workdir / "previews" / f"{step:08d}.png", np.stack(drawn)[None], [""], labels)
+
+    return draw
+
+
+if __name__ == "__main__":
+    run_script(main, build.settings_help())
