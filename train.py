@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from flowguide import build, checkpoint, sampling
 from flowguide.cli import interrupted_by_signals, prepare_workdir, run_script
 from flowguide.condition import given
-from flowguide.data import batches, check_fingerprint, fingerprint, info_to_json, to_model
+from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, info_to_json, to_model
 from flowguide.errors import UserError
 from flowguide.networks import Network, count_parameters
 from flowguide.pictures import save_figure
@@ -39,7 +39,7 @@ def main() -> None:
     train(CONFIG.value, Path(WORKDIR.value), STOP_AFTER.value)
 
 
-def train(config: ConfigDict, workdir: Path, stop_after: int | None = None) -> TrainState:
+def train(config: build.Config, workdir: Path, stop_after: int | None = None) -> TrainState:
     # Build. Whatever can be wrong is found out here, before anything is written or computed.
     devices = jax.local_devices()
     build.check_sizes(config, len(devices))
@@ -128,7 +128,9 @@ def _validation(loss: Callable, read: Callable, count: int, devices: list[jax.De
     return lambda params: float(mean_loss(params, batch))
 
 
-def _preview(config: ConfigDict, network: Network, test, workdir: Path) -> Callable[[PyTree, int], np.ndarray]:
+def _preview(
+    config: build.Config, network: Network, test: Dataset, workdir: Path
+) -> Callable[[PyTree, int], np.ndarray]:
     """Samples with noise and conditions that stay the same over the run, at each scale of ``preview.gammas``."""
     p = config.preview
     num = min(p.num, test.size)

@@ -12,14 +12,14 @@ def get_config():
     c.data.name = "avatars"
     # The faces are aligned, so a perceptron over all pixels learns them in a third of the time of a U-Net or DiT.
     c.network = {"name": "mlp", "width": 1024, "depth": 3, "dtype": "float32"}
-    c.steps = 1000
+    c.steps = 1200
     c.batch_size = 128
     c.lr = 1e-3
     c.warmup = 30
     c.stratified = True
     c.times.update({"mean": 0.3, "std": 1.4})
     c.log_every = 20
-    c.checkpoint_every = 500
-    c.eval_every = 250
-    c.preview.update({"every": 500, "num": 25, "gammas": (1.0, 2.0), "solver": "ab2"})
+    c.checkpoint_every = 400
+    c.eval_every = 400
+    c.preview.update({"every": 400, "num": 25, "gammas": (1.0, 2.0), "solver": "ab2"})
     return c

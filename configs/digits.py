@@ -19,5 +19,5 @@ def get_config():
     c.log_every = 20
     c.checkpoint_every = 300
     c.eval_every = 100
-    c.preview.update({"every": 300, "num": 20, "gammas": (1.0, 2.0), "solver": "ab2"})
+    c.preview.update({"every": 300, "num": 25, "gammas": (1.0, 2.0), "solver": "ab2"})
     return c

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import optax
 from ml_collections import ConfigDict
@@ -19,6 +19,9 @@ from flowguide.networks import NETWORKS, Network, as_network
 from flowguide.training import ema
 from flowguide.training.optimizer import adamw
 
+# A ConfigDict; a type checker cannot know its attributes.
+Config: TypeAlias = Any
+
 COUPLINGS: dict[str, Callable[[], couplings.Coupling]] = {
     "independent": couplings.independent,
     "minibatch": lambda: couplings.minibatch(optax.assignment.hungarian_algorithm),
@@ -28,7 +31,7 @@ COUPLINGS: dict[str, Callable[[], couplings.Coupling]] = {
 FREE = ("steps", "log_every", "checkpoint_every", "keep", "eval_every", "preview", "data.data_dir")
 
 
-def default() -> ConfigDict:
+def default() -> Config:
     """Every setting and its default. An experiment in ``configs/`` changes what is its own; a typo raises."""
     return ConfigDict(
         {
@@ -75,7 +78,7 @@ def settings_help() -> str:
     return "\n\nsettings of a config and their defaults (an experiment has its own):\n" + "\n".join(lines)
 
 
-def dataset(config: ConfigDict, split: str, fields: Fields | None = None) -> Dataset:
+def dataset(config: Config, split: str, fields: Fields | None = None) -> Dataset:
     """The data of a split, with the fields that the config names, or exactly ``fields``.
 
     Raises:
@@ -87,7 +90,7 @@ def dataset(config: ConfigDict, split: str, fields: Fields | None = None) -> Dat
     )
 
 
-def network(config: ConfigDict, info: DataInfo) -> Network:
+def network(config: Config, info: DataInfo) -> Network:
     """The network for this data."""
     choice = dict(config.network)
     name = choice.pop("name", None)
@@ -99,12 +102,12 @@ def network(config: ConfigDict, info: DataInfo) -> Network:
         raise UserError(f"network {name!r} for {info.name} {info.shape}: {error}") from error
 
 
-def path(config: ConfigDict) -> paths.Path:
+def path(config: Config) -> paths.Path:
     """The probability path."""
     return _known(paths.PATHS, "path", config.path)()
 
 
-def recipe(config: ConfigDict) -> losses.Recipe:
+def recipe(config: Config) -> losses.Recipe:
     """What the loss draws."""
     for name in ("drop_rate", "drop_field_rate"):
         if not 0 <= config[name] <= 1:
@@ -119,7 +122,7 @@ def recipe(config: ConfigDict) -> losses.Recipe:
     )
 
 
-def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def optimizer(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning rate by step."""
     if config.lr <= 0:
         raise UserError(f"lr must be positive; got {config.lr}")
@@ -130,12 +133,12 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.S
         raise UserError(str(error)) from error
 
 
-def profile(config: ConfigDict) -> ema.Profile:
+def profile(config: Config) -> ema.Profile:
     """The profile of the moving average."""
     return _choose(ema.PROFILES, "ema", config.ema)
 
 
-def check_sizes(config: ConfigDict, devices: int) -> None:
+def check_sizes(config: Config, devices: int) -> None:
     """Raises ``UserError`` for counts that cannot be."""
     for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "eval_every"):
         if config[name] < 1:
@@ -148,12 +151,12 @@ def check_sizes(config: ConfigDict, devices: int) -> None:
         )
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
+def write_config(config: Config, workdir: Path) -> None:
     """Keeps the config beside the run."""
     (workdir / "config.json").write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: Path) -> Config:
     """The config of a run, completed with the defaults of settings that it is older than.
 
     Raises:
@@ -175,7 +178,7 @@ def read_config(workdir: Path) -> ConfigDict:
     return ConfigDict(config)
 
 
-def check_same_run(stored: ConfigDict, config: ConfigDict) -> None:
+def check_same_run(stored: Config, config: Config) -> None:
     """Raises ``UserError`` if ``config`` is not that of the run in the folder, naming what differs."""
     then, now = _flat(_tuples(stored.to_dict())), _flat(_tuples(config.to_dict()))
     changed = [

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_networks import FIELDS, SHAPE, SMALL, build, full_condition, inputs, noisy
+from tiny_networks import FIELDS, SHAPE, SMALL, build, draw, full_condition, inputs, noisy
 
 from flowguide.networks.attention import attend
 from flowguide.networks.dit import DiT, DiTBlock, _from_patches, _to_patches, sincos_2d
@@ -12,26 +12,27 @@ from flowguide.networks.layers import layer_norm, modulate
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(noisy)(build("dit").init(jax.random.key(0)))
+    return noisy(build("dit").init(jax.random.key(0)))
 
 
 def test_scanned_blocks_are_the_same_blocks_one_after_the_other(params):
     (t, x), c = inputs(), full_condition()
-    model = DiT(SHAPE, FIELDS, **SMALL["dit"], rngs=nnx.Rngs(0))
-    nnx.update(model, params)
 
-    def unrolled():
+    @jax.jit
+    def unrolled(params):
+        model = nnx.eval_shape(lambda: DiT(SHAPE, FIELDS, **SMALL["dit"], rngs=nnx.Rngs(0)))
+        nnx.update(model, params)
         embedded = model.condition(c, len(x))
         signal = nnx.silu(model.time(t) + embedded.vector)
         h = model.inlet(_to_patches(x, 2)) + sincos_2d(2, 2, 16)
         for i in range(2):
-            block = DiTBlock(16, 2, 4, 16, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+            block = nnx.eval_shape(lambda: DiTBlock(16, 2, 4, 16, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))
             nnx.update(block, jax.tree.map(lambda p, i=i: p[i], params["blocks"]))
             h = block(h, signal, embedded.sequence, embedded.mask)
         scale, shift = jnp.split(model.film(signal), 2, axis=-1)
         return _from_patches(model.outlet(modulate(layer_norm(h), scale, shift)), 2, x.shape)
 
-    np.testing.assert_allclose(build("dit").velocity(params, t, x, c), unrolled(), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(build("dit").velocity)(params, t, x, c), unrolled(params), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}])
@@ -47,7 +48,7 @@ def test_how_blocks_are_applied_changes_no_gradient(params, options):
 
 def test_fresh_blocks_are_identities():
     block = DiTBlock(8, 2, 4, None, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
-    x, signal = jax.random.normal(jax.random.key(0), (2, 5, 8)), jnp.ones((2, 8))
+    x, signal = draw(0, 2, 5, 8), jnp.ones((2, 8))
     np.testing.assert_array_equal(block(x, signal, None, None), x)
 
 
@@ -69,13 +70,13 @@ def test_positions_are_distinct_and_separable():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_agrees_with_jax(masked):
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 4)) for i, n in enumerate((5, 7, 7)))
+    q, k, v = (draw(i, 2, n, 3, 4) for i, n in enumerate((5, 7, 7)))
     mask = jnp.arange(7) < jnp.array([[4], [7]]) if masked else None
     full = None if mask is None else mask[:, None, None, :]
     np.testing.assert_allclose(attend(q, k, v, mask), jax.nn.dot_product_attention(q, k, v, mask=full), atol=1e-5)
 
     def gradient(f):
-        return jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(q, k, v)
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2)))(q, k, v)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),

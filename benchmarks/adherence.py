@@ -1,0 +1,91 @@
+"""Do samples have what was asked for? Judged by classifiers trained on the real images.
+
+python benchmarks/adherence.py --workdir=runs/avatars [--num=256] [--gamma=1,2,4] [--solver=ab2]
+
+Conditions are those of held-out real examples. For avatars it also pushes away from glasses, with the negative
+condition weighed by γ_n and put in the place of ∅, and shows what was removed and what was kept.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from flowguide import build, sampling
+from flowguide.cli import run_script
+from flowguide.condition import Condition
+from flowguide.errors import UserError
+from flowguide.metrics import adherence, predict, share, train_judge
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
+NUM = flags.DEFINE_integer("num", 256, "samples for each line of the table")
+GAMMA = flags.DEFINE_list("gamma", ["1", "2", "4"], "guidance scales")
+SOLVER = flags.DEFINE_enum("solver", "ab2", list(sampling.SOLVER_NAMES), "ODE solver")
+STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver")
+
+
+def main() -> None:
+    if WORKDIR.value is None:
+        raise UserError("expected --workdir=DIR, a folder that train.py has written")
+    run, config = sampling.load(WORKDIR.value), build.read_config(Path(WORKDIR.value))
+    real, held_out = (build.dataset(config, s, run.info.fields) for s in (config.data.split, config.data.test_split))
+    real, held_out = (d.read(np.arange(d.size)) for d in (real, held_out))
+
+    started = time.perf_counter()
+    # A coarse code and strong noise: guided colours are more saturated than any real one, and must still be read.
+    judge = train_judge(real.x, real.value, levels=2, noise=30)
+    print(f"judge trained on {len(real.x)} real images in {time.perf_counter() - started:.0f} s")
+    names = list(run.info.fields)
+    print(f"{'':34}" + "".join(f"{name:>12}" for name in names))
+
+    def line(label: str, x: np.ndarray, c: Condition) -> dict[str, np.ndarray]:
+        predicted = predict(judge, x)
+        scores = adherence(predicted, c)
+        print(f"{label:34}" + "".join(f"{scores[n]:12.3f}" if n in scores else f"{'':12}" for n in names), flush=True)
+        return predicted
+
+    def every(value: dict[str, np.ndarray], *present: str) -> Condition:
+        return Condition(value, {n: np.full(len(value[n]), n in present) for n in names})
+
+    line("held-out real images", held_out.x, every(held_out.value, *names))
+    num = min(NUM.value, len(held_out.x))
+    value = {n: v[:num] for n, v in held_out.value.items()}
+    method = sampling.Method(SOLVER.value, STEPS.value)
+    draw = lambda c, **options: sampling.sample(run, c, method=options.pop("method", method), **options).x  # noqa: E731
+    for gamma in map(float, GAMMA.value):
+        line(f"all fields asked, γ = {gamma:g}", draw(every(value, *names), gamma=gamma), every(value, *names))
+    if run.info.name == "avatars":
+        asked = every(value, "hat", "glasses")
+        line("hat and glasses asked, γ = 2", draw(asked, gamma=2.0), asked)
+        _negative(run, line, draw, every, num)
+
+
+def _negative(run, line, draw, every, num: int) -> None:
+    """Asks for a red hat, says nothing of glasses, and then pushes away from them."""
+    fields = run.info.fields
+    value = {n: np.zeros(num, np.int32) for n in fields}
+    value["hat"] += fields["hat"].values.index("red")
+    asked = every(value, "hat")
+    kinds = fields["glasses"].values
+    away = [every({**value, "glasses": np.full(num, kinds.index(k), np.int32)}, "glasses") for k in ("dark", "light")]
+
+    def show(label: str, **options) -> None:
+        predicted = line(label, draw(asked, gamma=2.0, **options), asked)
+        print(
+            f"{'':34}" + ", ".join(f"{k} glasses {share(predicted['glasses'], [i]):.3f}" for i, k in enumerate(kinds))
+        )
+
+    show("red hat, γ = 2")
+    for weight in (0.5, 1.0, 1.5, 2.0):
+        show(f"  away from glasses, γ_n = {weight:g}", negative=away, gamma_negative=weight)
+    for kind, d in zip(("dark", "light"), away, strict=True):
+        show(
+            f"  {kind} glasses in the place of ∅",
+            negative=[d],
+            method=sampling.Method(SOLVER.value, STEPS.value, replace_null=True),
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)
