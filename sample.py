@@ -68,7 +68,10 @@ def main() -> None:
     if WORKDIR.value is None:
         raise UserError("expected --workdir=DIR, a folder that train.py has written; --help lists all flags")
     gammas = _numbers("gamma", GAMMA.value)
-    interval = None if INTERVAL.value is None else tuple(_numbers("interval", INTERVAL.value, 2))
+    interval = None
+    if INTERVAL.value is not None:
+        start, stop = _numbers("interval", INTERVAL.value, 2)
+        interval = (start, stop)
     method = sampling.Method(
         solver=SOLVER.value,
         steps=STEPS.value,
@@ -77,7 +80,7 @@ def main() -> None:
         replace_null=REPLACE_NULL.value,
         rescale=RESCALE.value,
         tolerance=TOLERANCE.value,
-        passes=PASSES.value,
+        passes=PASSES.value,  # pyright: ignore[reportArgumentType]
     )
     conds = COND.value
     run = sampling.load(WORKDIR.value, STEP.value)

@@ -26,7 +26,7 @@ from flowguide.pictures import save_figure
 from flowguide.training.logs import Log
 from flowguide.training.spread import data_parallel, replicas_agree, replicate
 from flowguide.training.step import Batch, TrainState, init_state, make_loss, make_step
-from flowguide.typing import PyTree
+from flowguide.typing import Device, PyTree
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment, a file of configs/")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, logs and pictures")
@@ -74,7 +74,8 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
     preview = _preview(config, network, test, workdir)
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
-    with Log(workdir, first, config.steps, config.batch_size) as log, interrupted_by_signals() as interrupted:
+    log_to = Log(workdir, first, config.steps, config.batch_size)
+    with saves, log_to as log, interrupted_by_signals() as interrupted:
         log.say(
             f"{data.info.name}: {data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
             f"parameters; {len(devices)} x {devices[0].device_kind}; from step {first} to {config.steps}"
@@ -83,14 +84,17 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
 
         def report(number: int, metrics: dict[str, jax.Array]) -> None:
             values = {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(values["loss"]):
+            if not all(map(math.isfinite, values.values())):
                 raise UserError(
-                    f"the loss at step {number} is {values['loss']}: the last checkpoint is at step "
-                    f"{saves.latest_step()}; lower lr or clip, and go on from there or start anew"
+                    f"at step {number} the loss is {values['loss']} and the norm of its gradient "
+                    f"{values['grad_norm']}: lower lr or clip; the last checkpoint is of step {saves.latest_step()}"
                 )
             log.tick(values["loss"])
             if number % config.log_every == 0 or number == config.steps:
-                log.scalars(number, {**values, "lr": float(schedule(number - 1)), "examples_per_s": log.rate(number)})
+                log.scalars(
+                    number,
+                    {**values, "lr": np.asarray(schedule(number - 1)).item(), "examples_per_s": log.rate(number)},
+                )
 
         for number in range(first + 1, config.steps + 1):
             batch = next(stream)
@@ -100,11 +104,15 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
             late = metrics
 
             last, stop = number == config.steps, number == stop_after or interrupted()
+            save = last or stop or number % config.checkpoint_every == 0
+            if save:  # nothing is kept of a step that was not seen to be finite
+                report(number, late)
+                late = None
             scores = {}
             if last or number % config.eval_every == 0:
                 scores = {checkpoint.BEST_BY: validate(state.ema)}
                 log.scalars(number, scores)
-            if last or stop or number % config.checkpoint_every == 0:
+            if save:
                 if not replicas_agree(state):
                     raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
                 checkpoint.save(saves, state, stream, position_of, scores or None)
@@ -113,13 +121,11 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
             if stop:
                 log.say(f"stopped after step {number}: the same command goes on from there")
                 break
-        if late is not None:
-            report(int(state.step), late)
-        saves.close()
+        log.say(f"pictures are in {workdir / 'previews'}; draw more with: python sample.py --workdir={workdir}")
     return state
 
 
-def _validation(loss: Callable, read: Callable, count: int, devices: list[jax.Device]) -> Callable[[PyTree], float]:
+def _validation(loss: Callable, read: Callable, count: int, devices: list[Device]) -> Callable[[PyTree], float]:
     """The loss of parameters on the first ``count`` examples of the test split, always with the same draws."""
     count -= count % len(devices)
     batch = read(np.arange(count))

@@ -52,7 +52,7 @@ def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: object) -> None:
         came.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

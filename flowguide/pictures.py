@@ -75,7 +75,6 @@ def _labelled(cells: np.ndarray, rows: Sequence[str], columns: Sequence[str], im
         dpi, (height, width) = 100, blocks[0][0].shape[:2]
     else:
         dpi, height, width = 100, 320, 320
-        limit = 1.05 * np.abs(cells[..., :2]).max()
 
     # Everything is laid out in pixels, so that no image is resampled.
     left, gap, letters = 70, 14, max(10, width // 8)
@@ -96,6 +95,7 @@ def _labelled(cells: np.ndarray, rows: Sequence[str], columns: Sequence[str], im
                 figure.figimage(blocks[r][c], x, y, origin="upper")
             else:
                 box = (x / total[0], y / total[1], width / total[0], height / total[1])
+                limit = 1.05 * np.abs(cells[..., :2]).max()
                 axes = figure.add_axes(box, xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[])
                 axes.scatter(*cells[r, c, :, :2].T, s=3, color="#2a6fb0", alpha=0.5, linewidths=0)
                 axes.spines[:].set_color("#bbbbbb")

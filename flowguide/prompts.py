@@ -81,9 +81,9 @@ def _value(name: str, text: str, field: Field) -> np.ndarray:
     match field:
         case Label(values=values):
             if text in values:
-                return np.int32(values.index(text)).reshape(())
+                return np.array(values.index(text), np.int32)
             if text.isdecimal() and int(text) < len(values):
-                return np.int32(text).reshape(())
+                return np.array(int(text), np.int32)
             raise UserError(f"unknown value {text!r} of {name!r}{_hint(text, values)}: there are {_list(values)}")
         case Vector(size=size):
             try:

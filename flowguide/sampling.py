@@ -29,7 +29,7 @@ from flowguide.condition import Condition
 from flowguide.data import DataInfo, info_from_json, to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
-from flowguide.typing import Array, PRNGKey, PyTree
+from flowguide.typing import Array, Device, PRNGKey, PyTree
 
 ADAPTIVE = "dopri5"
 SOLVER_NAMES = (*sorted(solvers.SOLVERS), ADAPTIVE)
@@ -123,7 +123,7 @@ def sample(
     method: Method = DEFAULT,
     seed: int = 0,
     batch_size: int = 64,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     progress: bool = False,
 ) -> Samples:
     """Draws samples of the guided flow.

@@ -10,6 +10,7 @@ import jax
 Array: TypeAlias = jax.Array
 PRNGKey: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
+Device: TypeAlias = Any  # a jax.Device, which type checkers see as a variable
 
 # t () or (B,), x (B, *D) -> (B, *D)
 Velocity: TypeAlias = Callable[[Array, Array], Array]

@@ -140,6 +140,6 @@ def guide(velocity: CondVelocity, c: Condition, guidance: Guidance, passes: Pass
 
 
 def network_evaluations(solver: Solver, guidance: Guidance, ts: Array) -> Array:
-    """How often ``solve`` over ``ts`` evaluates a network on each sample, int32 (): once, and references while active."""
+    """Network evaluations a sample, int32 (), of ``solve`` over ``ts``: 1 a stage, or 1 + references while active."""
     active = jax.vmap(guidance.active)(evaluation_times(solver, ts).reshape(-1))
     return active.size + jnp.sum(active) * len(guidance.references)

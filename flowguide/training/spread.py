@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flowguide.typing import PyTree
+from flowguide.typing import Device, PyTree
 
 AXIS = "data"
 
 
 def data_parallel(
-    step_with: Callable[[Callable[[PyTree], PyTree]], Callable], devices: Sequence[jax.Device], donate: bool = True
+    step_with: Callable[[Callable[[PyTree], PyTree]], Callable], devices: Sequence[Device], donate: bool = True
 ) -> Callable:
     """A function of (replicated tree, batch) over ``devices``, its outputs replicated.
 
@@ -47,7 +47,7 @@ def data_parallel(
     return run
 
 
-def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+def replicate(tree: PyTree, devices: Sequence[Device]) -> PyTree:
     """``tree`` on every device, laid out as ``data_parallel`` returns it; it may take the memory of ``tree``."""
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a step reads, each leaf with a leading axis of examples.
+    """What a step reads: arrays of JAX or NumPy, each leaf with a leading axis of examples.
 
     Attributes:
       x: data as stored, uint8 images or float32 points ``(B, *D)``.
@@ -45,9 +45,9 @@ class Batch(NamedTuple):
       index: int32 ``(B,)``, the place of each example in the global batch.
     """
 
-    x: Array
+    x: Any
     value: PyTree
-    index: Array
+    index: Any
 
 
 def init_state(network: Network, optimizer: optax.GradientTransformation, key: PRNGKey) -> TrainState:
