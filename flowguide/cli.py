@@ -38,7 +38,11 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
     try:
         unused = flags.FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:  # a config without the setting that --config.NAME is to change
-        raise UserError(f"the config has no setting {' '.join(str(error.args[0]).split())}") from error
+        # The message is the repr of a repr: quotes within quotes, and an escaped line break before the hint.
+        name, *hint = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").splitlines()
+        quotes = "'\""
+        known = hint[0].strip("'") if hint else "--help lists the settings"
+        raise UserError(f"the config has no setting '{name.strip(quotes)}': {known}") from error
     except OSError as error:  # ml_collections wraps whatever kept the file from being read; the cause is its last line
         raise UserError(f"the config file cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
     if unused:
