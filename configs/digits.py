@@ -1,5 +1,7 @@
 """Real handwritten digits, 8x8, ten classes.
 
+About 90 s on 2 CPU cores; at γ = 2 all of 256 samples were of the asked class (benchmarks/adherence.py).
+
 python train.py --config=configs/digits.py --workdir=runs/digits
 python sample.py --workdir=runs/digits --cond=3 --gamma=2 --num=64
 """

@@ -44,17 +44,18 @@ class MLP(nnx.Module):
         self.inlet = Dense(size, width, dtype=self.dtype, rngs=rngs)
         self.blocks = nnx.data([MLPBlock(width, dtype=self.dtype, rngs=rngs) for _ in range(depth)])
         self.outlet = Dense(width, size, kernel_init=zeros, rngs=rngs)
-        self.skip = Dense(width, 1, kernel_init=zeros, rngs=rngs)
+        self.skip = Dense(width, size, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, t: Array, x: Array, c: Condition) -> Array:
         """t (B,), x (B, *shape), c of batch B -> float32 (B, *shape)."""
-        time, flat = self.time(t), x.reshape(len(x), -1)
-        signal = nnx.silu(time + self.condition(c, len(x)).vector).astype(self.dtype)
+        flat = x.reshape(len(x), -1)
+        signal = nnx.silu(self.time(t) + self.condition(c, len(x)).vector).astype(self.dtype)
         h = self.inlet(flat.astype(self.dtype))
         for block in self.blocks:
             h = block(h, signal)
-        # The velocity has a part along x whose size depends on t alone; given here, it need not pass all layers.
-        u = self.skip(nnx.silu(time)) * flat + self.outlet(nnx.silu(h).astype(jnp.float32))
+        # A coordinate that t and c nearly determine has u ≈ (x̂1 − x)/(1 − t) (linear path): a multiple of x itself, of
+        # its own size for each coordinate, that the hidden layers would have to carry through.
+        u = self.skip(signal.astype(jnp.float32)) * flat + self.outlet(nnx.silu(h).astype(jnp.float32))
         return u.reshape(x.shape)
 
 
