@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 import flowguide
-from flowguide import sampling, times
+from flowguide import prompts, sampling, times
 from flowguide.cli import prepare_workdir, run_script
 from flowguide.errors import UserError
 from flowguide.pictures import save_figure, save_png
@@ -84,6 +84,8 @@ def main() -> None:
     )
     conds = COND.value
     run = sampling.load(WORKDIR.value, STEP.value)
+    for prompt in (*conds, *NEGATIVE.value):
+        prompts.parse(prompt, run.info.fields)
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")
     prepare_workdir(out)
 
