@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 	  --cond="" --gamma=1,2,4 --num=9 --solver=ab2 --batch_size=27 --out=$(RUN)/guided
 	$(PY) sample.py --workdir=$(RUN) --cond="hat=blue" --gamma=2 --num=36 --solver=ab2 --out=$(RUN)/hats
 	$(PY) sample.py --workdir=$(RUN) --cond="hat=blue" --negative="glasses=dark" --negative="glasses=light" \
-	  --gamma=2 --num=36 --solver=ab2 --out=$(RUN)/hats_without_glasses
+	  --gamma=2 --gamma_negative=1.5 --num=36 --solver=ab2 --out=$(RUN)/hats_without_glasses
 	@echo
 	@echo "Pictures:"
 	@echo "  $(RUN)/guided/grid.png                 three conditions, guidance scale 1, 2 and 4"

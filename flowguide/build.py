@@ -48,7 +48,7 @@ def default() -> Config:
             "path": "linear",  # linear, trig, vp
             "coupling": "independent",  # independent, minibatch
             "drop_rate": 0.1,  # how often an example loses its whole condition in training
-            "drop_field_rate": 0.1,  # how often it loses one field of several
+            "drop_field_rate": (0.1, 0.1),  # how often it loses one field of several: each draws its rate between these
             "stratified": False,  # spread t evenly over the batch
             "flip": False,  # mirror images at random
             "times": {"name": "logit_normal", "mean": 0.0, "std": 1.0},
@@ -109,15 +109,17 @@ def path(config: Config) -> paths.Path:
 
 def recipe(config: Config) -> losses.Recipe:
     """What the loss draws."""
-    for name in ("drop_rate", "drop_field_rate"):
-        if not 0 <= config[name] <= 1:
-            raise UserError(f"{name} is a probability, 0 to 1; got {config[name]}")
+    if not 0 <= config.drop_rate <= 1:
+        raise UserError(f"drop_rate is a probability, 0 to 1; got {config.drop_rate}")
+    field_rate = tuple(config.drop_field_rate)
+    if len(field_rate) != 2 or not 0 <= field_rate[0] <= field_rate[1] <= 1:
+        raise UserError(f"drop_field_rate is a range of probabilities, such as (0.0, 1.0); got {field_rate}")
     return losses.Recipe(
         path=path(config),
         warp=_choose(times.WARPS, "times", config.times),
         coupling=_known(COUPLINGS, "coupling", config.coupling)(),
         drop_rate=config.drop_rate,
-        drop_field_rate=config.drop_field_rate,
+        drop_field_rate=field_rate,
         stratified=config.batch_size if config.stratified else 0,
     )
 

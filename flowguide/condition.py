@@ -63,26 +63,29 @@ def null(like: Condition) -> Condition:
     return jax.tree.map(jnp.zeros_like, like)
 
 
-def drop(keys: PRNGKey, c: Condition, rate: float = 0.1, field_rate: float = 0.1) -> Condition:
+def drop(keys: PRNGKey, c: Condition, rate: float = 0.1, field_rate: float | tuple[float, float] = 0.1) -> Condition:
     """Replaces conditions by ∅ at random, so that one network learns u(t, x, c) and u(t, x, ∅).
 
     Each example loses its whole condition with probability ``rate`` (Ho & Salimans 2022, Algorithm 1,
     ``p_uncond``). Where there are several fields, each is moreover lost with probability ``field_rate`` by a
-    coin of its own, so that any subset of the fields can be left out when sampling. A condition of one field
-    has one coin, ``rate``.
+    coin of its own, so that any subset of the fields can be left out when sampling. With rates of 0.1, prompts
+    that name one field of many are hardly ever seen; ``field_rate=(0, 1)`` lets each example draw its rate first,
+    which makes every *number* of fields present equally likely. A condition of one field has one coin, ``rate``.
 
     Args:
       keys: typed keys ``(B,)``, one an example: the draw of an example does not depend on its neighbours.
       c: the condition, batch ``B``.
       rate: probability in [0, 1] that everything is dropped.
-      field_rate: probability in [0, 1] that one field of several is dropped.
+      field_rate: probability in [0, 1] that one field of several is dropped, or two, between which each example
+        draws its own uniformly.
     """
     leaves, structure = jax.tree.flatten(c.present)
+    low, high = field_rate if isinstance(field_rate, tuple) else (field_rate, field_rate)
     if len(leaves) == 1:
-        field_rate = 0.0
-    coins = jax.vmap(lambda key: jax.random.uniform(key, (1 + len(leaves),)))(keys)
-    kept = coins[:, 0] >= rate
-    present = [p & kept & (coins[:, i + 1] >= field_rate) for i, p in enumerate(leaves)]
+        low = high = 0.0
+    coins = jax.vmap(lambda key: jax.random.uniform(key, (2 + len(leaves),)))(keys)
+    kept, own_rate = coins[:, 0] >= rate, low + (high - low) * coins[:, 1]
+    present = [p & kept & (coins[:, i + 2] >= own_rate) for i, p in enumerate(leaves)]
     return Condition(c.value, jax.tree.unflatten(structure, present))
 
 

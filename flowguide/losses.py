@@ -31,7 +31,7 @@ class Recipe(NamedTuple):
       warp: quantile function of the law of t (see ``times``).
       coupling: pairs noise with data.
       drop_rate: probability that an example loses its whole condition.
-      drop_field_rate: probability that an example loses one field of several.
+      drop_field_rate: probability that an example loses one field of several, or the range it is drawn from.
       stratified: if positive, the global batch size over which t is stratified.
     """
 
@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
     warp: times.Warp
     coupling: Coupling = independent()
     drop_rate: float = 0.1
-    drop_field_rate: float = 0.1
+    drop_field_rate: float | tuple[float, float] = 0.1
     stratified: int = 0
 
 

@@ -36,6 +36,14 @@ def test_fields_have_coins_of_their_own_and_one_in_common():
     assert within_binomial_error((absent["a"] & absent["b"] & absent["c"]).sum(), N, 0.1 + 0.9 * 0.2**3)
 
 
+def test_a_range_of_rates_makes_every_number_of_fields_equally_likely():
+    c = condition.given({str(i): jnp.arange(N) for i in range(4)})
+    present = condition.drop(keys(), c, rate=0.0, field_rate=(0.0, 1.0)).present
+    number = np.sum([np.asarray(p) for p in present.values()], axis=0)  # ∫ C(4, k) r^(4−k) (1 − r)^k dr = 1/5
+    for k in range(5):
+        assert within_binomial_error((number == k).sum(), N, 1 / 5)
+
+
 def test_neighbours_are_independent():
     """One coin an example, not one a batch: the number dropped in batches of 16 is binomial."""
     present = condition.drop(keys(), condition.given(jnp.arange(N)), rate=0.1).present

@@ -15,7 +15,7 @@ FIELDS = {
 }
 SHAPE = (4, 4, 2)
 SMALL = {
-    "mlp": {"width": 16, "depth": 2},
+    "mlp": {"width": 16, "depth": 2, "refine": 8},
     "unet": {"width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "heads": 2},
     "dit": {"width": 16, "depth": 2, "heads": 2},
 }
