@@ -116,7 +116,7 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tm
         ({"network": {"name": "resnet"}}, "unknown network 'resnet': there are dit, mlp, unet"),
         (
             {"network": {"name": "mlp", "with": 3}},
-            "network 'mlp' has no setting 'with': it takes width, depth, refine, dtype",
+            "no setting 'with': it takes width, depth, refine",
         ),
         ({"network": {"name": "unet"}}, "network 'unet' for mixture2d"),
         ({"times": {"name": "sway", "mean": 3.0}}, "times 'sway' has no setting 'mean': it takes k"),
