@@ -44,10 +44,17 @@ INTERVAL = flags.DEFINE_list("interval", None, "guide only for t between these t
 RESCALE = flags.DEFINE_float(
     "rescale", 0.0, "bring the standard deviation back to the conditional one: 0 none, 1 fully"
 )
-SOLVER = flags.DEFINE_enum("solver", "heun", list(sampling.SOLVER_NAMES), "ODE solver; dopri5 is adaptive")
-STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver; not used by dopri5", lower_bound=1)
+SOLVER_HELP = (
+    f"how to integrate: {', '.join(sampling.ADAPTIVE)} choose their steps to meet --tolerance; "
+    f"{', '.join(sorted(sampling.STOCHASTIC))} add noise on the way, see --eta; the others take --steps"
+)
+SOLVER = flags.DEFINE_enum("solver", "heun", list(sampling.SOLVER_NAMES), SOLVER_HELP)
+STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver; not used by adaptive ones", lower_bound=1)
 GRID = flags.DEFINE_enum("grid", "uniform", sorted(times.WARPS), "how the steps are spaced")
-TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "relative and absolute tolerance of dopri5")
+TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "relative and absolute tolerance of adaptive solvers")
+ETA = flags.DEFINE_float(
+    "eta", 1.0, "strength of the noise of stochastic solvers: 0 none, 1 memoryless", lower_bound=0.0
+)
 PASSES = flags.DEFINE_enum(
     "passes",
     "together",
@@ -80,6 +87,7 @@ def main() -> None:
         replace_null=REPLACE_NULL.value,
         rescale=RESCALE.value,
         tolerance=TOLERANCE.value,
+        eta=ETA.value,
         passes=PASSES.value,  # pyright: ignore[reportArgumentType]
     )
     conds = COND.value

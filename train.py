@@ -145,7 +145,7 @@ def _preview(
     gammas = p.gammas if config.drop_rate else (1.0,)
 
     def draw(params: PyTree, step: int) -> np.ndarray:
-        run = sampling.Run(test.info, network, params, step, config.drop_rate > 0)
+        run = sampling.Run(test.info, network, params, step, config.drop_rate > 0, config.path)
         drawn = [sampling.sample(run, c, gamma=g, method=method, seed=config.seed, batch_size=num).x for g in gammas]
         (workdir / "previews").mkdir(exist_ok=True)
         labels = [f"γ = {g:g}" for g in gammas]

@@ -24,15 +24,16 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from flowguide import build, checkpoint, guidance, prompts, solvers, times
+from flowguide import build, checkpoint, guidance, paths, prompts, solvers, times
 from flowguide.condition import Condition
 from flowguide.data import DataInfo, info_from_json, to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
-ADAPTIVE = "dopri5"
-SOLVER_NAMES = (*sorted(solvers.SOLVERS), ADAPTIVE)
+ADAPTIVE = tuple(sorted(solvers.PAIRS))
+STOCHASTIC = tuple(sorted(solvers.STOCHASTIC))
+SOLVER_NAMES = (*sorted(solvers.SOLVERS), *STOCHASTIC, *ADAPTIVE)
 
 
 class Run(NamedTuple):
@@ -44,6 +45,7 @@ class Run(NamedTuple):
       params: averaged parameters.
       step: of training, at which they were saved.
       has_null: whether conditions were dropped in training, so that ∅ means something.
+      path: name of the path it was trained on (``paths.PATHS``).
     """
 
     info: DataInfo
@@ -51,6 +53,7 @@ class Run(NamedTuple):
     params: PyTree
     step: int
     has_null: bool
+    path: str
 
 
 class Samples(NamedTuple):
@@ -69,13 +72,14 @@ class Method(NamedTuple):
     """How the guided flow is integrated; hashable, one compiled program each.
 
     Attributes:
-      solver: one of ``SOLVER_NAMES``.
-      steps: of the grid; not read by the adaptive solver.
+      solver: one of ``SOLVER_NAMES``; those of ``ADAPTIVE`` choose their own steps.
+      steps: of the grid; not read by adaptive solvers.
       warp: name of the warp of the grid (``times.WARPS``).
       interval: the times between which guidance is applied, or None for all.
       replace_null: the negative condition takes the place of ∅.
       rescale: strength φ of the rescaling of Lin et al. 2024.
-      tolerance: relative and absolute, of the adaptive solver.
+      tolerance: relative and absolute, of adaptive solvers.
+      eta: strength η of the noise of stochastic solvers: 0 none, 1 memoryless.
       passes: "together" or "apart", see ``guidance.guide``.
     """
 
@@ -86,6 +90,7 @@ class Method(NamedTuple):
     replace_null: bool = False
     rescale: float = 0.0
     tolerance: float = 1e-4
+    eta: float = 1.0
     passes: guidance.Passes = "together"
 
 
@@ -109,7 +114,7 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     network = build.network(config, info)
     like = jax.eval_shape(network.init, jax.random.key(0))
     params, step = checkpoint.restore_ema(workdir, like, step)
-    return Run(info, network, params, step, config.drop_rate > 0)
+    return Run(info, network, params, step, config.drop_rate > 0, config.path)
 
 
 def sample(
@@ -157,7 +162,7 @@ def sample(
     devices = tuple(devices or jax.local_devices())
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
-    program = _program(run.network, run.info.shape, method, mesh)
+    program = _program(run.network, run.path, run.info.shape, method, mesh)
     params = jax.device_put(run.params, whole)
 
     def share(tree: PyTree, index: np.ndarray) -> PyTree:
@@ -171,10 +176,12 @@ def sample(
         index = np.minimum(np.arange(first, first + size), num - 1)
         keys = jax.device_put(jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(index)), split)
         own = share((c, away, gammas), index)
-        x, success, cost_each = program(params, keys, *own, jnp.float32(gamma_negative))
-        if not np.all(success):
+        x, status, cost_each = program(params, keys, *own, jnp.float32(gamma_negative))
+        if np.any(np.asarray(status) == solvers.Status.NOT_FINITE):
+            raise UserError(f"{method.solver} met a velocity that is not finite: lower gamma, or train longer")
+        if np.any(np.asarray(status) != solvers.Status.DONE):
             raise UserError(
-                f"{ADAPTIVE} did not reach tolerance {method.tolerance:g}: raise the tolerance or lower gamma"
+                f"{method.solver} did not reach tolerance {method.tolerance:g}: raise the tolerance or lower gamma"
             )
         kept = min(size, num - first)
         drawn.append(np.asarray(x)[:kept])
@@ -186,7 +193,7 @@ def sample(
 
 
 @lru_cache(maxsize=32)
-def _program(network: Network, shape: tuple[int, ...], method: Method, mesh: jax.sharding.Mesh):
+def _program(network: Network, path: str, shape: tuple[int, ...], method: Method, mesh: jax.sharding.Mesh):
     """The jitted sampler. Each device integrates its own share, without a word to the others."""
 
     def draw(
@@ -204,21 +211,27 @@ def _program(network: Network, shape: tuple[int, ...], method: Method, mesh: jax
         )
         guided = guidance.guide(velocity, c, rules, method.passes)
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        if method.solver == ADAPTIVE:
+        if method.solver in ADAPTIVE:
             edges = [t for t in method.interval or () if 0 < t < 1]
             ts = jnp.array([0.0, *edges, 1.0])
             tolerance = method.tolerance
-            s = solvers.solve_adaptive(guided, x, ts, rtol=tolerance, atol=tolerance, per_sample=True)
+            pair = solvers.PAIRS[method.solver]
+            s = solvers.solve_adaptive(guided, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
             middle = (ts[:-1] + ts[1:]) / 2
             active = jax.vmap(rules.active)(middle)
             cost = jnp.sum(s.evaluations * (1 + len(rules.references) * active))
-            x, success = s.x, s.success
+            x, status = s.x, s.status
         else:
-            solver = solvers.SOLVERS[method.solver]()
+            on = paths.PATHS[path]()
+            if method.solver in STOCHASTIC:
+                noise_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+                solver = _stochastic(method, on, noise_keys)
+            else:
+                solver = solvers.SOLVERS[method.solver](on)
             ts = times.grid(method.steps, times.WARPS[method.warp]())
             cost = guidance.network_evaluations(solver, rules, ts)
-            x, success = solvers.solve(solver, guided, x, ts), jnp.bool_(True)
-        return x, jnp.broadcast_to(success, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
+            x, status = solvers.solve(solver, guided, x, ts), jnp.int32(solvers.Status.DONE)
+        return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
 
     each, same = PartitionSpec("data"), PartitionSpec()
     return jax.jit(
@@ -230,6 +243,12 @@ def _program(network: Network, shape: tuple[int, ...], method: Method, mesh: jax
             check_vma=False,
         )
     )
+
+
+def _stochastic(method: Method, path: paths.Path, keys: PRNGKey) -> solvers.Solver:
+    if method.solver == "euler_maruyama":
+        return solvers.euler_maruyama(path, keys, solvers.memoryless(method.eta))
+    return {"renoise": solvers.renoise, "renoise_2m": solvers.renoise_2m}[method.solver](path, keys, method.eta)
 
 
 def _condition(cond: str | Sequence[str] | Condition, fields: dict, num: int) -> Condition:
@@ -257,6 +276,8 @@ def _check(
         raise UserError(f"guidance scales must be finite; got gamma {gamma} and gamma_negative {gamma_negative}")
     if not 0 <= method.rescale <= 1:
         raise UserError(f"rescale mixes between 0 and 1; got {method.rescale}")
+    if not 0 <= method.eta < np.inf:
+        raise UserError(f"eta, the strength of the noise, must be 0 or more; got {method.eta}")
     if method.tolerance <= 0:
         raise UserError(f"the tolerance must be positive; got {method.tolerance}")
     if method.interval is not None and not 0 <= method.interval[0] < method.interval[1] <= 1:

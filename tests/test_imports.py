@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-CORE = ["typing", "condition", "paths", "couplings", "times", "solvers", "guidance", "analytic", "losses"]
+CORE = ["typing", "condition", "paths", "couplings", "times", "solvers", "guidance", "analytic", "losses", "likelihood"]
 HEAVY = ["flax", "optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "ml_collections", "absl", "chex"]
-HEAVY += ["matplotlib", "PIL", "sklearn", "scipy.stats", "tqdm"]
+HEAVY += ["diffrax", "matplotlib", "PIL", "sklearn", "scipy.stats", "tqdm"]
 
 
 def test_core_rooms_import_only_jax_and_numpy():

@@ -141,5 +141,5 @@ def guide(velocity: CondVelocity, c: Condition, guidance: Guidance, passes: Pass
 
 def network_evaluations(solver: Solver, guidance: Guidance, ts: Array) -> Array:
     """Network evaluations a sample, int32 (), of ``solve`` over ``ts``: 1 a stage, or 1 + references while active."""
-    active = jax.vmap(guidance.active)(evaluation_times(solver, ts).reshape(-1))
+    active = jax.vmap(guidance.active)(evaluation_times(solver, ts))
     return active.size + jnp.sum(active) * len(guidance.references)

@@ -1,29 +1,103 @@
-"""ODE solvers for flows: ``solve`` on a grid, ``solve_adaptive`` to a tolerance. Needs only jax and numpy."""
+"""Solvers for flows: ``solve`` on a grid, ``solve_adaptive`` to a tolerance. Needs only jax and numpy.
+
+``euler() ... ab3()`` serve any dx/dt = velocity(t, x). ``ddim``, ``dpmpp_2m`` and ``unipc2`` read the data prediction
+off the velocity and therefore take the path; so do the stochastic solvers, which also take a key for each sample.
+"""
 
 from collections.abc import Callable
 
-from flowguide.solvers.adaptive import Solution, solve_adaptive
-from flowguide.solvers.multistep import ab2
-from flowguide.solvers.runge_kutta import DOPRI5, EULER, HEUN, RK4, Tableau, euler, heun, rk4, runge_kutta
+from flowguide.paths import Path
+from flowguide.solvers.adaptive import Solution, Status, solve_adaptive
+from flowguide.solvers.diffrax_bridge import as_diffrax, from_diffrax
+from flowguide.solvers.exponential import ddim, dpmpp_2m, unipc2
+from flowguide.solvers.multistep import ab2, ab3
+from flowguide.solvers.runge_kutta import (
+    BOSH3,
+    DOPRI5,
+    EULER,
+    HEUN,
+    MIDPOINT,
+    RALSTON,
+    RK4,
+    TSIT5,
+    Tableau,
+    bosh3,
+    dopri5,
+    euler,
+    heun,
+    midpoint,
+    ralston,
+    rk4,
+    runge_kutta,
+    tsit5,
+)
 from flowguide.solvers.solver import Solver, evaluation_times, solve
+from flowguide.solvers.stochastic import DIFFUSIONS, Diffusion, euler_maruyama, memoryless, renoise, renoise_2m
+from flowguide.typing import PRNGKey
 
-SOLVERS: dict[str, Callable[[], Solver]] = {"euler": euler, "heun": heun, "rk4": rk4, "ab2": ab2}
+# Deterministic methods for a grid, by name; those that need no path ignore it.
+SOLVERS: dict[str, Callable[[Path], Solver]] = {
+    "euler": lambda path: euler(),
+    "midpoint": lambda path: midpoint(),
+    "heun": lambda path: heun(),
+    "ralston": lambda path: ralston(),
+    "rk4": lambda path: rk4(),
+    "ab2": lambda path: ab2(),
+    "ab3": lambda path: ab3(),
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "unipc2": unipc2,
+}
+
+# Stochastic ones.
+STOCHASTIC: dict[str, Callable[[Path, PRNGKey], Solver]] = {
+    "euler_maruyama": euler_maruyama,
+    "renoise": renoise,
+    "renoise_2m": renoise_2m,
+}
+
+# Embedded pairs for ``solve_adaptive``.
+PAIRS: dict[str, Tableau] = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 __all__ = [
+    "BOSH3",
+    "DIFFUSIONS",
     "DOPRI5",
     "EULER",
     "HEUN",
+    "MIDPOINT",
+    "PAIRS",
+    "RALSTON",
     "RK4",
     "SOLVERS",
+    "STOCHASTIC",
+    "TSIT5",
+    "Diffusion",
     "Solution",
     "Solver",
+    "Status",
     "Tableau",
     "ab2",
+    "ab3",
+    "as_diffrax",
+    "bosh3",
+    "ddim",
+    "dopri5",
+    "dpmpp_2m",
     "euler",
+    "euler_maruyama",
     "evaluation_times",
+    "from_diffrax",
     "heun",
+    "memoryless",
+    "midpoint",
+    "ralston",
+    "renoise",
+    "renoise_2m",
     "rk4",
     "runge_kutta",
     "solve",
     "solve_adaptive",
+    "tsit5",
+    "unipc2",
 ]

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowguide.solvers.runge_kutta import DOPRI5, Tableau
-from flowguide.solvers.solver import advance, over
+from flowguide.solvers.solver import advance, check_nodes, checked, checkpointed_scan, over
 from flowguide.typing import Array, PyTree, Velocity
+
+
+class Status(IntEnum):
+    """How an adaptive solve ended."""
+
+    DONE = 0
+    MAX_STEPS = 1  # ``max_steps`` did not suffice: loosen the tolerances, or raise it
+    NOT_FINITE = 2  # the velocity was NaN or infinite: no step could be as short as that
 
 
 class Solution(NamedTuple):
     """What an adaptive solve gives back.
 
     Attributes:
-      x: the state at the last node.
-      success: bool (); False if ``max_steps`` ran out, and x is then where the solve got stuck.
+      x: the state at the last node, or where the solve got stuck.
+      status: int32 () or, with a step of each sample's own, ``(B,)``: a ``Status``.
       evaluations: int32 ``(N,)``, batched velocity evaluations in each interval of ts.
       accepted: int32 () or ``(B,)``, steps taken.
       rejected: int32 () or ``(B,)``, steps tried and discarded.
     """
 
     x: PyTree
-    success: Array
+    status: Array
     evaluations: Array
     accepted: Array
     rejected: Array
+
+    @property
+    def success(self) -> Array:
+        """bool (): whether all of it is done."""
+        return jnp.all(self.status == Status.DONE)
 
 
 class _Loop(NamedTuple):
@@ -39,6 +53,7 @@ class _Loop(NamedTuple):
     accepted: Array
     rejected: Array
     tries: Array
+    finite: Array  # whether the last try was
 
 
 def solve_adaptive(
@@ -51,6 +66,7 @@ def solve_adaptive(
     tableau: Tableau = DOPRI5,
     max_steps: int = 1000,
     per_sample: bool = False,
+    reverse_mode: bool = False,
 ) -> Solution:
     """Integrates dx/dt = velocity(t, x) with an embedded Runge-Kutta pair under PI step control.
 
@@ -59,7 +75,8 @@ def solve_adaptive(
     there, so that a velocity with jumps (the edges of a guidance interval) is integrated piece by piece: stages
     are evaluated strictly inside the interval they belong to. (Hairer, Nørsett & Wanner 1993, §II.4.)
 
-    Not reverse-mode differentiable: it is a ``lax.while_loop``.
+    Derivatives are those of the accepted steps, with their lengths held fixed. Forward mode works as it is; reverse
+    mode needs ``reverse_mode``.
 
     Args:
       velocity: t () or ``(B,)``, x -> dx/dt.
@@ -71,14 +88,18 @@ def solve_adaptive(
       max_steps: the most steps, accepted and rejected, in one interval of ts.
       per_sample: each sample has a step of its own, so that its result does not depend on its neighbours, and
         ``velocity`` is called with t ``(B,)``. Otherwise one step serves the batch.
+      reverse_mode: make the loop, a ``lax.while_loop``, a scan of ``max_steps`` turns in each interval, of which those
+        after the end are skipped and about 2√max_steps states are kept for the gradient. Set max_steps low.
 
     Raises:
-      ValueError: if the tableau has no embedded error estimate.
+      ValueError: if the tableau has no embedded error estimate, or ``ts`` is no grid (see ``solve``).
+      TypeError: if the velocity does not fit x (see ``solve``).
     """
     if tableau.error is None:
         raise ValueError("adaptive steps need an embedded pair, such as DOPRI5; this tableau has no error weights")
     error_weights, exponent = tableau.error, 1.0 / tableau.order
-    ts = jnp.asarray(ts)
+    ts = check_nodes(ts)
+    velocity = checked(velocity, x)
     leaf = jax.tree.leaves(x)[0]
     own = leaf.shape[:1] if per_sample else ()
 
@@ -90,10 +111,11 @@ def solve_adaptive(
         return jnp.sqrt(total / count)
 
     def scaled(error: PyTree, a: PyTree, b: PyTree) -> PyTree:
+        error, a, b = jax.lax.stop_gradient((error, a, b))  # the lengths of the steps are no part of the derivative
         return jax.tree.map(lambda e, y, z: e / (atol + rtol * jnp.maximum(abs(y), abs(z))), error, a, b)
 
     def interval(carry: tuple, ends: tuple[Array, Array]) -> tuple[tuple, Array]:
-        x, h, accepted, rejected, success = carry
+        x, h, accepted, rejected, status = carry
         start, end = ends
         inside = jnp.sort(jnp.stack([jnp.nextafter(start, end), jnp.nextafter(end, start)]))
         direction = jnp.sign(end - start)
@@ -102,7 +124,8 @@ def solve_adaptive(
             return velocity(jnp.clip(t, inside[0], inside[1]), x)
 
         def running(s: _Loop) -> Array:
-            return jnp.any(s.t != end) & (s.tries < max_steps)
+            # A step that underflows would be tried for ever.
+            return jnp.any((s.t != end) & (s.t + s.h * direction != s.t)) & (s.tries < max_steps)
 
         def body(s: _Loop) -> _Loop:
             left = jnp.abs(end - s.t)
@@ -114,7 +137,8 @@ def solve_adaptive(
             new = advance(s.x, h, tableau.weights, slopes)
             zero = jax.tree.map(jnp.zeros_like, s.x)
             ratio = norm(scaled(advance(zero, h, error_weights, slopes), s.x, new))
-            ratio = jnp.where(jnp.isfinite(ratio), ratio, jnp.inf)
+            finite = jnp.isfinite(ratio)
+            ratio = jnp.where(finite, ratio, jnp.inf)
             accept = (ratio <= 1) & (left > 0)
             # Gustafsson's PI controller; exponents of Hairer & Wanner's dopri5.
             grow = 0.9 * jnp.maximum(ratio, 1e-10) ** (-0.7 * exponent) * s.ratio ** (0.4 * exponent)
@@ -134,19 +158,32 @@ def solve_adaptive(
                 accepted=s.accepted + accept,
                 rejected=s.rejected + (~accept & (left > 0)),
                 tries=s.tries + 1,
+                finite=finite | (left == 0),
             )
 
         t = jnp.full(own, start)
         slope = at(t, x)
         # Hairer, Nørsett & Wanner (1993), §II.4, the first of two guesses; the controller does the rest.
         guess = 0.01 * norm(scaled(x, x, x)) / jnp.maximum(norm(scaled(slope, x, x)), 1e-10)
+        finite = jnp.isfinite(norm(jax.lax.stop_gradient(slope)))
         h = jnp.clip(jnp.where(h > 0, h, guess), 1e-6 * jnp.abs(end - start), jnp.abs(end - start))
+        h = jnp.where(finite, h, 0.0)  # from here no step leads anywhere
         one = jnp.ones(own, ts.dtype)
-        s = jax.lax.while_loop(running, body, _Loop(x, slope, t, h, one, accepted, rejected, jnp.int32(0)))
-        carry = s.x, s.h, s.accepted, s.rejected, success & jnp.all(s.t == end)
-        return carry, 1 + s.tries * (len(tableau.nodes) - 1)
+        s = _Loop(x, slope, t, h, one, accepted, rejected, jnp.int32(0), finite)
+        if reverse_mode:
+
+            def turn(s: _Loop, _: tuple[Array, ...]) -> tuple[_Loop, None]:
+                return jax.lax.cond(running(s), body, lambda s: s, s), None
+
+            s, _ = checkpointed_scan(turn, s, (jnp.arange(max_steps),))
+        else:
+            s = jax.lax.while_loop(running, body, s)
+        failure = jnp.where(s.finite, Status.MAX_STEPS, Status.NOT_FINITE)
+        # The first failure stays: what comes after it is not to be trusted.
+        status = jnp.where((status != Status.DONE) | (s.t == end), status, failure).astype(jnp.int32)
+        return (s.x, s.h, s.accepted, s.rejected, status), 1 + s.tries * (len(tableau.nodes) - 1)
 
     zeros = jnp.zeros(own, jnp.int32)
-    carry = x, jnp.zeros(own, ts.dtype), zeros, zeros, jnp.bool_(True)
-    (x, _, accepted, rejected, success), evaluations = jax.lax.scan(interval, carry, (ts[:-1], ts[1:]))
-    return Solution(x, success, evaluations, accepted, rejected)
+    carry = x, jnp.zeros(own, ts.dtype), zeros, zeros, zeros
+    (x, _, accepted, rejected, status), evaluations = jax.lax.scan(interval, carry, (ts[:-1], ts[1:]))
+    return Solution(x, status, evaluations, accepted, rejected)

@@ -1,4 +1,4 @@
-"""Multistep methods: one evaluation a step, and a memory of the last one."""
+"""Adams-Bashforth methods: one evaluation a step, and a memory of the last ones."""
 
 from __future__ import annotations
 
@@ -28,3 +28,36 @@ def ab2() -> Solver:
         return x, (kept, dt.astype(dt_previous.dtype))
 
     return Solver(init, step, (0.0,))
+
+
+def ab3() -> Solver:
+    """Adams-Bashforth of order 3 on any grid: one evaluation a step, and one more in the first.
+
+    The quadratic through the last three velocities is integrated over the step (Hairer, Nørsett & Wanner 1993,
+    §III.5). A first step by Euler's method would hold the whole solve at order 2; here it is Heun's, and the second
+    step is that of order 2.
+    """
+
+    def init(x: PyTree) -> PyTree:
+        zero, far = jax.tree.map(jnp.zeros_like, x), jnp.asarray(jnp.inf)
+        return zero, zero, far, far
+
+    def step(velocity: Velocity, memory: PyTree, x: PyTree, t: Array, t_next: Array) -> tuple[PyTree, PyTree]:
+        last, older, h1, h2 = memory
+        h = t_next - t
+        slope = velocity(t, x)
+        first = jnp.isinf(h1)
+        r1, r2 = h / h1, h / (h1 + h2)  # both 0 where there is no past
+        q = jnp.where(first, 0.0, h1 / (jnp.where(first, 1.0, h1) + h2))
+        w1 = -r1 * (1 / 2 + r2 / 3) / (1 - q)
+        w2 = r2 * (q / 2 + r2 / 3) / (1 - q)
+        new = advance(x, h, (1 - w1 - w2, w1, w2), (slope, last, older))
+
+        def heun(x: PyTree) -> PyTree:
+            return advance(x, h, (1 / 2, 1 / 2), (slope, velocity(t_next, new)))
+
+        new = jax.lax.cond(first, heun, lambda x: new, x)  # with no past, new is Euler's step
+        kept = jax.tree.map(lambda s, p: s.astype(p.dtype), slope, last)
+        return new, (kept, last, h.astype(h1.dtype), h1)
+
+    return Solver(init, step, (0.0,), (0.0, 1.0))

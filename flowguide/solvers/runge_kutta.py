@@ -29,13 +29,27 @@ class Tableau(NamedTuple):
 
 EULER = Tableau((0.0,), (), (1.0,), 1)
 
+MIDPOINT = Tableau((0.0, 1 / 2), ((1 / 2,),), (0.0, 1.0), 2)
+
 HEUN = Tableau((0.0, 1.0), ((1.0,),), (1 / 2, 1 / 2), 2)
+
+# Ralston (1962): the least bound on the local error among the two-stage methods.
+RALSTON = Tableau((0.0, 2 / 3), ((2 / 3,),), (1 / 4, 3 / 4), 2)
 
 RK4 = Tableau(
     (0.0, 1 / 2, 1 / 2, 1.0),
     ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
     (1 / 6, 1 / 3, 1 / 3, 1 / 6),
     4,
+)
+
+# Bogacki & Shampine (1989), 3(2).
+BOSH3 = Tableau(
+    (0.0, 1 / 2, 3 / 4, 1.0),
+    ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    (2 / 9, 1 / 3, 4 / 9, 0.0),
+    3,
+    (-5 / 72, 1 / 12, 1 / 9, -1 / 8),
 )
 
 # Dormand & Prince (1980), RK5(4)7M.
@@ -52,6 +66,38 @@ DOPRI5 = Tableau(
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
     5,
     (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+
+# Tsitouras (2011), 5(4): the row of the last stage is that of the weights.
+_TSIT5 = (
+    0.09646076681806523,
+    0.01,
+    0.4798896504144996,
+    1.379008574103742,
+    -3.290069515436081,
+    2.324710524099774,
+)
+TSIT5 = Tableau(
+    (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
+    (
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+        _TSIT5,
+    ),
+    (*_TSIT5, 0.0),
+    5,
+    (
+        -0.00178001105222577714,
+        -0.0008164344596567469,
+        0.007880878010261995,
+        -0.1447110071732629,
+        0.5823571654525552,
+        -0.45808210592918697,
+        1 / 66,
+    ),
 )
 
 
@@ -78,6 +124,31 @@ def euler() -> Solver:
 def heun() -> Solver:
     """Heun's method (explicit trapezoid), order 2, two evaluations a step."""
     return runge_kutta(HEUN)
+
+
+def midpoint() -> Solver:
+    """The explicit midpoint rule, order 2, two evaluations a step, neither of them at the end of the step."""
+    return runge_kutta(MIDPOINT)
+
+
+def ralston() -> Solver:
+    """Ralston's method, order 2, two evaluations a step."""
+    return runge_kutta(RALSTON)
+
+
+def bosh3() -> Solver:
+    """The method of Bogacki & Shampine (1989) with fixed steps, order 3, three evaluations a step."""
+    return runge_kutta(BOSH3)
+
+
+def dopri5() -> Solver:
+    """The method of Dormand & Prince (1980) with fixed steps, order 5, six evaluations a step."""
+    return runge_kutta(DOPRI5)
+
+
+def tsit5() -> Solver:
+    """The method of Tsitouras (2011) with fixed steps, order 5, six evaluations a step."""
+    return runge_kutta(TSIT5)
 
 
 def rk4() -> Solver:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from flowguide.typing import Array, PyTree, Velocity
 
@@ -19,49 +22,129 @@ class Solver(NamedTuple):
       step: (velocity, memory, x, t, t_next) -> (x at t_next, memory). Steps may go either way.
       nodes: where a step evaluates the velocity, as fractions of the way from t to t_next. Their number is the
         cost of a step.
+      first: the same for the first step, where a method starts in another way; None if it does not.
     """
 
     init: Callable[[PyTree], PyTree]
     step: Callable[[Velocity, PyTree, PyTree, Array, Array], tuple[PyTree, PyTree]]
     nodes: tuple[float, ...]
+    first: tuple[float, ...] | None = None
 
 
-def solve(solver: Solver, velocity: Velocity, x: PyTree, ts: Array, *, trajectory: bool = False) -> PyTree:
+def solve(
+    solver: Solver,
+    velocity: Velocity,
+    x: PyTree,
+    ts: Array,
+    *,
+    trajectory: bool = False,
+    checkpoint: bool = False,
+    progress: Callable[[Array, Array], None] | None = None,
+) -> PyTree:
     """Integrates dx/dt = velocity(t, x) over the grid ``ts``, one step an interval, in a single ``lax.scan``.
 
     Args:
       solver: the method.
-      velocity: t (), x -> dx/dt of the structure of x.
-      x: the state at ``ts[0]``: an array or any tree of arrays. Its dtypes are kept.
+      velocity: t (), x -> dx/dt of the structure and shapes of x, of any real floating dtype.
+      x: the state at ``ts[0]``: an array or any tree of floating arrays. Its dtypes are kept.
       ts: nodes ``(N + 1,)``, increasing or decreasing; exactly N steps are taken.
       trajectory: also keep the states between.
+      checkpoint: reverse-mode gradients keep about 2√N states and the inner values of one step, and compute every
+        step once more, instead of keeping the inner values of all N steps (Griewank 1992, one level).
+      progress: called on the host as progress(steps done, N), in no particular order, while the solve runs.
 
     Returns:
       The state at ``ts[-1]``; with ``trajectory`` the states at all nodes, each leaf ``(N + 1, ...)``.
 
     Raises:
-      ValueError: if ``ts`` is not a vector of two nodes or more.
+      ValueError: if ``ts`` is not a vector of two nodes or more, or (where its values are known while tracing) is not
+        strictly increasing or decreasing.
+      TypeError: if x is not floating, or the velocity has not the structure, shapes or kind of dtype of x.
     """
+    ts = check_nodes(ts)
+    velocity = checked(velocity, x)
+    steps = ts.shape[0] - 1
+
+    def body(carry: tuple[PyTree, PyTree], at: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, PyTree], PyTree]:
+        x, memory = carry
+        index, *ends = at
+        x, memory = solver.step(velocity, memory, x, *ends)
+        if progress is not None:
+            jax.debug.callback(progress, index + 1, steps)
+        return (x, memory), x if trajectory else None
+
+    scan = checkpointed_scan if checkpoint else jax.lax.scan
+    (last, _), between = scan(body, (x, solver.init(x)), (jnp.arange(steps), ts[:-1], ts[1:]))
+    if not trajectory:
+        return last
+    return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), x, between)
+
+
+def checkpointed_scan(body: Callable, carry: PyTree, xs: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
+    """``lax.scan`` in about √N segments; of each only its first state is kept for the gradient."""
+    steps = xs[0].shape[0]
+    length = math.isqrt(steps - 1) + 1
+    whole = steps // length * length
+
+    @jax.checkpoint
+    def segment(carry: PyTree, xs: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(jax.checkpoint(body), carry, xs)
+
+    split = tuple(a[:whole].reshape(-1, length) for a in xs)
+    carry, ys = jax.lax.scan(segment, carry, split)
+    ys = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
+    if whole == steps:
+        return carry, ys
+    carry, rest = segment(carry, tuple(a[whole:] for a in xs))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
+
+
+def check_nodes(ts: Array) -> Array:
+    """``ts`` as an array, refused if it is no grid; what is known while tracing is checked then."""
+    if not isinstance(ts, Tracer):
+        values = np.asarray(ts)
+        way = np.diff(values) if values.ndim == 1 else np.zeros(0)
+        if values.ndim == 1 and values.size > 1 and not ((way > 0).all() or (way < 0).all()):
+            got = np.array2string(values, threshold=8)
+            raise ValueError(f"ts must be strictly increasing or strictly decreasing, without NaN; got {got}")
     ts = jnp.asarray(ts)
     if ts.ndim != 1 or ts.shape[0] < 2:
         raise ValueError(f"ts must be a vector of at least 2 nodes, from start to end; got shape {ts.shape}")
+    return ts
 
-    def body(carry: tuple[PyTree, PyTree], ends: tuple[Array, Array]) -> tuple[tuple[PyTree, PyTree], PyTree]:
-        x, memory = carry
-        x, memory = solver.step(velocity, memory, x, *ends)
-        return (x, memory), x if trajectory else None
 
-    (last, _), between = jax.lax.scan(body, (x, solver.init(x)), (ts[:-1], ts[1:]))
-    if not trajectory:
-        return last
-    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x, between)
+def checked(velocity: Velocity, x: PyTree) -> Velocity:
+    """The same velocity, which says while it is traced if what it returns cannot be dx/dt."""
+    for leaf in jax.tree.leaves(x):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(f"the state must be of a floating dtype; got {jnp.result_type(leaf)}: convert x first")
+
+    def same(t: Array, x: PyTree) -> PyTree:
+        u = velocity(t, x)
+        expected, got = jax.tree.structure(x), jax.tree.structure(u)
+        if expected != got:
+            raise TypeError(f"the velocity must return a tree like x: expected {expected}, got {got}")
+        for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(u), strict=True):
+            if jnp.shape(a) != jnp.shape(b) or not jnp.issubdtype(jnp.result_type(b), jnp.floating):
+                raise TypeError(
+                    f"the velocity must return the shape of x and a floating dtype: expected {jnp.shape(a)}, "
+                    f"got {jnp.shape(b)} {jnp.result_type(b)}"
+                )
+        return u
+
+    return same
 
 
 def evaluation_times(solver: Solver, ts: Array) -> Array:
-    """The times ``(N, stages)`` at which ``solve`` evaluates the velocity, as the solver itself computes them."""
+    """The times, in their order ``(evaluations,)``, at which ``solve`` evaluates the velocity over ``ts``."""
     ts = jnp.asarray(ts)
-    nodes = jnp.asarray(solver.nodes, ts.dtype)
-    return ts[:-1, None] + nodes * (ts[1:] - ts[:-1])[:, None]
+
+    def within(nodes: tuple[float, ...], start: Array, end: Array) -> Array:
+        return (start[:, None] + jnp.asarray(nodes, ts.dtype) * (end - start)[:, None]).reshape(-1)
+
+    if solver.first is None:
+        return within(solver.nodes, ts[:-1], ts[1:])
+    return jnp.concatenate([within(solver.first, ts[:1], ts[1:2]), within(solver.nodes, ts[1:-1], ts[2:])])
 
 
 def advance(x: PyTree, dt: Array, weights: tuple[float | Array, ...], slopes: tuple[PyTree, ...]) -> PyTree:

@@ -1,0 +1,35 @@
+"""The exact laboratory: laws whose fields are known, and closed forms of what guidance samples from them."""
+
+from flowguide.analytic.guided import Moments, existence, guided_moments, scheduled_variance, tilted_moments
+from flowguide.analytic.laws import (
+    Joint,
+    Mixture,
+    flow_matching_minimum,
+    joint,
+    log_density,
+    mixture,
+    moments,
+    observation,
+    sample,
+    score,
+    velocity,
+)
+
+__all__ = [
+    "Joint",
+    "Mixture",
+    "Moments",
+    "existence",
+    "flow_matching_minimum",
+    "guided_moments",
+    "joint",
+    "log_density",
+    "mixture",
+    "moments",
+    "observation",
+    "sample",
+    "scheduled_variance",
+    "score",
+    "tilted_moments",
+    "velocity",
+]

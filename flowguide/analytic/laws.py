@@ -1,0 +1,223 @@
+"""Exact fields: joint laws p(x, c) whose velocities, scores and densities are known on every path.
+
+A ``Mixture`` is conditioned on a label; a ``Joint`` Gaussian on a vector. ``velocity``, ``score``, ``log_density`` and
+``sample`` take either. The null condition gives the marginal p(x) = ∫ p(x, c) dc.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flowguide.condition import Condition
+from flowguide.paths import Path
+from flowguide.typing import Array, CondVelocity
+
+
+class Mixture(NamedTuple):
+    """A Gaussian mixture with labels: p(x, c) = Σ_k π_k N(x; m_k, Σ_k) 1[label_k = c]. Null means every component.
+
+    Attributes:
+      weights: π ``(K,)``, positive, of any sum.
+      means: m ``(K, d)``.
+      covariances: Σ ``(K, d, d)``, symmetric positive definite.
+      labels: int32 ``(K,)``; several components may share one.
+    """
+
+    weights: Array
+    means: Array
+    covariances: Array
+    labels: Array
+
+
+class Joint(NamedTuple):
+    """A Gaussian of x ``(d,)`` and a vector condition c ``(k,)``, together.
+
+    Attributes:
+      mean_x: ``(d,)``.
+      mean_c: ``(k,)``.
+      covariance_x: Σ_xx ``(d, d)``, symmetric positive definite.
+      cross: Σ_xc ``(d, k)``.
+      covariance_c: Σ_cc ``(k, k)``, symmetric positive definite.
+    """
+
+    mean_x: Array
+    mean_c: Array
+    covariance_x: Array
+    cross: Array
+    covariance_c: Array
+
+
+def joint(mean_x: Array, mean_c: Array, covariance_x: Array, cross: Array, covariance_c: Array) -> Joint:
+    """A joint Gaussian from arrays or nested lists.
+
+    Raises:
+      ValueError: if the shapes do not fit each other.
+    """
+    law = Joint(*(jnp.asarray(a, float) for a in (mean_x, mean_c, covariance_x, cross, covariance_c)))
+    d, k = law.mean_x.shape[0], law.mean_c.shape[0]
+    expected = ((d,), (k,), (d, d), (d, k), (k, k))
+    if tuple(a.shape for a in law) != expected:
+        raise ValueError(f"a joint Gaussian of d = {d}, k = {k} has shapes {expected}; got {[a.shape for a in law]}")
+    return law
+
+
+def observation(matrix: Array, noise: Array | float) -> Joint:
+    """x|c ~ N(A·c, noise·I or noise) with c ~ N(0, I): ``matrix`` A ``(d, k)``, ``noise`` () or ``(d, d)``.
+
+    With A = 1 and noise 1 this is the case in which Bradley & Nakkiran (2024) show what guidance samples.
+    """
+    a = jnp.asarray(matrix, float)
+    d, k = a.shape
+    noise = jnp.asarray(noise, a.dtype)
+    noise = noise * jnp.eye(d, dtype=a.dtype) if noise.ndim == 0 else noise
+    return joint(jnp.zeros(d), jnp.zeros(k), a @ a.T + noise, a, jnp.eye(k))
+
+
+def moments(law: Joint, c: Condition) -> tuple[Array, Array]:
+    """Mean ``(B, d)`` and covariance ``(B, d, d)`` of x|c, or of x where c is null; c is one Vector field."""
+    value, present = _only(c)
+    gain = jnp.linalg.solve(law.covariance_c, law.cross.T).T
+    mean = law.mean_x + jnp.where(present[:, None], (value - law.mean_c) @ gain.T, 0.0)
+    return mean, jnp.stack([law.covariance_x, law.covariance_x - gain @ law.cross.T])[present.astype(int)]
+
+
+def mixture(weights: Array, means: Array, covariances: Array, labels: Array | None = None) -> Mixture:
+    """A mixture; covariances may be variances, () or ``(K,)``. Without labels each component is its own class."""
+    means = jnp.asarray(means, float)
+    covariances = jnp.asarray(covariances, means.dtype)
+    count, d = means.shape
+    if covariances.ndim < 2:
+        covariances = jnp.broadcast_to(covariances, (count,))[:, None, None] * jnp.eye(d, dtype=means.dtype)
+    labels = jnp.arange(count) if labels is None else jnp.asarray(labels)
+    return Mixture(jnp.asarray(weights, means.dtype), means, covariances, labels)
+
+
+class _Posterior(NamedTuple):
+    """Per example and component, in the eigenbasis of each covariance; S_k = α²Σ_k + σ²I."""
+
+    log_joint: Array  # (B, K) log π_k N(x; αm_k, S_k), −inf for components of another class
+    residual: Array  # (B, K, d) x − αm_k
+    inverse: Array  # (B, K, d) eigenvalues of S_k^{-1}
+    eigenvalues: Array  # (K, d) of Σ_k
+    basis: Array  # (K, d, d)
+
+
+def velocity(law: Mixture | Joint, p: Path) -> CondVelocity:
+    """The exact marginal velocity u(t, x, c) for a condition of one field (an array, or a dict of one).
+
+    u = Σ_k w_k [α̇m_k + (αα̇Σ_k + σσ̇I)S_k^{-1}(x − αm_k)], with w_k the posterior weights of the components; the
+    ``Joint`` has one, with the moments of x|c.
+    """
+    m = law
+
+    def u(t: Array, x: Array, c: Condition) -> Array:
+        if isinstance(m, Joint):
+            return _gaussian(m, p, t, x, c)[0]
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None, None]
+        q = _posterior(m, p, t, x, c)
+        a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
+        rotated = jnp.einsum("kde,bkd->bke", q.basis, q.residual)
+        slope = jnp.einsum("kde,bke->bkd", q.basis, (a * da * q.eigenvalues + b * db) * q.inverse * rotated)
+        return jnp.einsum("bk,bkd->bd", jax.nn.softmax(q.log_joint), da * m.means + slope)
+
+    return u
+
+
+def score(law: Mixture | Joint, p: Path) -> CondVelocity:
+    """∇_x log p_t(x|c), a function of t, x ``(B, d)`` and c; regular on all of [0, 1]."""
+
+    def s(t: Array, x: Array, c: Condition) -> Array:
+        if isinstance(law, Joint):
+            return _gaussian(law, p, t, x, c)[1]
+        q = _posterior(law, p, jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None, None], x, c)
+        rotated = q.inverse * jnp.einsum("kde,bkd->bke", q.basis, q.residual)
+        return -jnp.einsum("bk,kde,bke->bd", jax.nn.softmax(q.log_joint), q.basis, rotated)
+
+    return s
+
+
+def log_density(law: Mixture | Joint, p: Path, t: Array, x: Array, c: Condition) -> Array:
+    """log p_t(x|c) ``(B,)``; log p_t(x) where c is null."""
+    if isinstance(law, Joint):
+        return _gaussian(law, p, t, x, c)[2]
+    m = law
+    t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None, None]
+    prior = jnp.where(_admitted(m, c), jnp.log(m.weights), -jnp.inf)
+    return jax.nn.logsumexp(_posterior(m, p, t, x, c).log_joint, -1) - jax.nn.logsumexp(prior, -1)
+
+
+def sample(key: Array, law: Mixture | Joint, c: Condition) -> Array:
+    """Exact draws x1 ``(B, d)`` from p(x|c)."""
+    which, noise = jax.random.split(key)
+    if isinstance(law, Joint):
+        mean, covariance = moments(law, c)
+        return mean + jnp.einsum("bij,bj->bi", jnp.linalg.cholesky(covariance), jax.random.normal(noise, mean.shape))
+    m = law
+    k = jax.random.categorical(which, jnp.where(_admitted(m, c), jnp.log(m.weights), -jnp.inf))
+    z = jax.random.normal(noise, (k.shape[0], m.means.shape[1]), m.means.dtype)
+    return m.means[k] + jnp.einsum("bij,bj->bi", jnp.linalg.cholesky(m.covariances)[k], z)
+
+
+def flow_matching_minimum(m: Mixture, p: Path, t: Array) -> Array:
+    """The least value of the flow matching loss at times t ``(T,)``, for a single Gaussian (K = 1): ``(T,)``.
+
+    E|α̇x1 + σ̇x0 − u(t, x_t)|²/d: the variance of the target that x_t does not explain. Per eigenvalue v of the
+    covariance it is vΔ²/(α²v + σ²), with Δ = α̇σ − ασ̇.
+
+    Raises:
+      ValueError: if the mixture has more than one component.
+    """
+    if m.means.shape[0] != 1:
+        raise ValueError(f"the minimum has a closed form for one component; got {m.means.shape[0]}")
+    t = jnp.asarray(t)[:, None]
+    v = jnp.linalg.eigvalsh(m.covariances[0])
+    a, b = p.alpha(t), p.sigma(t)
+    delta = p.d_alpha(t) * b - a * p.d_sigma(t)
+    return jnp.mean(v * delta**2 / (a**2 * v + b**2), -1)
+
+
+def _admitted(m: Mixture, c: Condition) -> Array:
+    value, present = _only(c)
+    return (value[:, None] == m.labels) | ~present[:, None]
+
+
+def _only(c: Condition) -> tuple[Array, Array]:
+    """Value and presence of the one field of c."""
+    (value,), (present,) = jax.tree.leaves(c.value), jax.tree.leaves(c.present)
+    return value, present
+
+
+def _gaussian(law: Joint, p: Path, t: Array, x: Array, c: Condition) -> tuple[Array, Array, Array]:
+    """Velocity, score and log-density of the one Gaussian; S = α²Σ + σ²I."""
+    t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None]
+    a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
+    value, present = _only(c)
+    gain = jnp.linalg.solve(law.covariance_c, law.cross.T).T
+    mean = law.mean_x + jnp.where(present[:, None], (value - law.mean_c) @ gain.T, 0.0)
+    # Two covariances serve all samples: in their eigenbases S is diagonal at every t.
+    eigenvalues, basis = jnp.linalg.eigh(jnp.stack([law.covariance_x, law.covariance_x - gain @ law.cross.T]))
+
+    def rotate(y: Array, turn: str) -> Array:
+        of_x, of_x_given_c = (jnp.einsum(turn, q, y) for q in basis)
+        return jnp.where(present[:, None], of_x_given_c, of_x)
+
+    v = jnp.where(present[:, None], eigenvalues[1], eigenvalues[0])
+    s = a**2 * v + b**2
+    residual = rotate(x - a * mean, "de,bd->be")
+    u = da * mean + rotate((a * da * v + b * db) * residual / s, "de,be->bd")
+    log_p = -0.5 * jnp.sum(residual**2 / s + jnp.log(2 * math.pi * s), -1)
+    return u, rotate(-residual / s, "de,be->bd"), log_p
+
+
+def _posterior(m: Mixture, p: Path, t: Array, x: Array, c: Condition) -> _Posterior:
+    eigenvalues, basis = jnp.linalg.eigh(m.covariances)
+    s = p.alpha(t) ** 2 * eigenvalues + p.sigma(t) ** 2
+    residual = x[:, None] - p.alpha(t) * m.means
+    squared = jnp.einsum("kde,bkd->bke", basis, residual) ** 2
+    log_normal = -0.5 * jnp.sum(squared / s + jnp.log(2 * math.pi * s), -1)
+    log_joint = jnp.where(_admitted(m, c), jnp.log(m.weights) + log_normal, -jnp.inf)
+    return _Posterior(log_joint, residual, 1 / s, eigenvalues, basis)
