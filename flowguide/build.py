@@ -25,6 +25,7 @@ Config: TypeAlias = Any
 COUPLINGS: dict[str, Callable[[], couplings.Coupling]] = {
     "independent": couplings.independent,
     "minibatch": lambda: couplings.minibatch(optax.assignment.hungarian_algorithm),
+    "conditional": lambda: couplings.minibatch(optax.assignment.hungarian_algorithm, condition_weight=100.0),
 }
 
 # What may change when a run is resumed without making it another run.
@@ -46,7 +47,7 @@ def default() -> Config:
             "weight_decay": 0.0,
             "clip": 1.0,  # largest gradient norm; 0: none
             "path": "linear",  # linear, trig, vp
-            "coupling": "independent",  # independent, minibatch
+            "coupling": "independent",  # independent, minibatch, conditional
             "drop_rate": 0.1,  # how often an example loses its whole condition in training
             "drop_field_rate": (0.1, 0.1),  # how often it loses one field of several: each draws its rate between these
             "stratified": False,  # spread t evenly over the batch

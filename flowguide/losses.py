@@ -69,7 +69,7 @@ def flow_matching(
         warp = _after(recipe.warp, lambda tau: times.stratify(tau, index, recipe.stratified))
     t = times.draw(t_keys, warp)
     x0 = jax.vmap(lambda key: jax.random.normal(key, x1.shape[1:], x1.dtype))(x_keys)
-    x0 = recipe.coupling(x0, x1)
+    x0 = recipe.coupling(x0, x1, c)
     c = condition.drop(c_keys, c, recipe.drop_rate, recipe.drop_field_rate)
     return squared_error(velocity, recipe.path, t, x0, x1, c)
 

@@ -46,12 +46,29 @@ def cosine() -> Warp:
     return lambda tau: 0.5 * (1 - jnp.cos(math.pi * tau))
 
 
+def karras(rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Warp:
+    """t = 1/(1 + σ), σ^{1/ρ} equally spaced from ``sigma_max`` to ``sigma_min`` (Karras et al. 2022, eq. 5).
+
+    On the linear path σ = (1 − t)/t is their noise level. As a grid; its ends are moved to 0 and 1, so that it does not
+    serve as the law of a draw.
+    """
+    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return lambda tau: 1 / (1 + (start + tau * (end - start)) ** rho)
+
+
+def mode(s: float = 1.29) -> Warp:
+    """t = τ + s(cos²(πτ/2) − 1 + τ), −1 ≤ s ≤ 2/(π − 2): s > 0 draws more of the middle (Esser et al. 2024, eq. 20)."""
+    return lambda tau: tau + s * (jnp.cos(math.pi / 2 * tau) ** 2 - 1 + tau)
+
+
 WARPS: dict[str, Callable[..., Warp]] = {
     "uniform": uniform,
     "logit_normal": logit_normal,
     "shift": shift,
     "sway": sway,
     "cosine": cosine,
+    "karras": karras,
+    "mode": mode,
 }
 
 

@@ -52,11 +52,37 @@ def test_examples_do_not_depend_on_their_neighbours():
 
 def test_minibatch_coupling_is_the_optimal_assignment():
     x0, x1 = jax.random.normal(jax.random.key(0), (2, 12, 3))
-    paired = couplings.minibatch(optax.assignment.hungarian_algorithm)(x0, x1)
+    c = given(jnp.arange(12))
+    paired = couplings.minibatch(optax.assignment.hungarian_algorithm)(x0, x1, c)
     cost = np.square(np.asarray(x0)[:, None] - np.asarray(x1)[None]).sum(-1)
     rows, columns = linear_sum_assignment(cost)
     assert float(jnp.sum((paired - x1) ** 2)) == pytest.approx(cost[rows, columns].sum(), rel=1e-5)
     np.testing.assert_allclose(np.sort(paired, 0), np.sort(x0, 0))  # the same noise, in another order
+
+
+@pytest.mark.parametrize(("weight", "skewed"), [(0.0, True), (100.0, False)])
+def test_noise_given_a_condition_stays_standard_normal_only_if_the_coupling_knows_it(weight, skewed):
+    """Two classes at ±2: plain transport gives each the noise on its own side, so that E[x0|c] is not 0."""
+    label = jnp.arange(64) % 2
+    x1 = jnp.where(label == 1, 2.0, -2.0)[:, None] + 0.1 * jax.random.normal(jax.random.key(1), (64, 1))
+    couple = jax.jit(couplings.minibatch(optax.assignment.hungarian_algorithm, weight))
+    means, changed = [], []
+    for seed in range(20):
+        x0 = jax.random.normal(jax.random.key(100 + seed), (64, 1))
+        paired = couple(x0, x1, given({"kind": label}))
+        means.append(float(paired[label == 1].mean()))
+        changed.append(bool(jnp.any(paired != x0)))
+    assert all(changed)  # it exchanges pairs, be it within a class
+    error = 1 / np.sqrt(20 * 32)
+    assert abs(np.mean(means)) > 10 * error if skewed else abs(np.mean(means)) < 4 * error
+
+
+def test_conditions_keep_apart_whatever_their_kind():
+    x0, x1 = jax.random.normal(jax.random.key(0), (2, 6, 1))
+    kinds = {"vector": jnp.arange(6.0)[:, None] * 3, "tokens": jnp.arange(12).reshape(6, 2), "label": jnp.arange(6)}
+    for value in kinds.values():
+        couple = couplings.minibatch(optax.assignment.hungarian_algorithm, 100.0)
+        np.testing.assert_array_equal(couple(x0, x1, given(value)), x0)
 
 
 def test_stratified_times_lower_the_variance_of_the_loss():

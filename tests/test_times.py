@@ -47,6 +47,20 @@ def test_shift_matches_resolution_scaling():
     np.testing.assert_allclose((1 - t) / t, 3 * (1 - tau) / tau, rtol=1e-5)
 
 
+def test_karras_levels():
+    """Nodes of the noise level σ = (1 − t)/t are those of Karras et al. (2022), eq. 5."""
+    levels = (80 ** (1 / 7) + np.linspace(0, 1, 11) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    t = times.karras()(jnp.linspace(0.0, 1.0, 11))
+    np.testing.assert_allclose((1 - t) / t, levels, rtol=1e-3, atol=1e-6)
+
+
+def test_mode_is_symmetric_and_dense_in_the_middle():
+    t = np.asarray(times.draw(KEYS, times.mode()))
+    tau = jnp.linspace(0.0, 1.0, 9)
+    np.testing.assert_allclose(times.mode()(tau) + times.mode()(1 - tau), 1.0, atol=1e-6)
+    assert np.mean(abs(t - 0.5) < 0.1) > 0.3  # of uniform draws 0.2
+
+
 def test_stratified_batch_has_one_draw_a_stratum():
     index = jnp.arange(256) + 512
     tau = times.draw(KEYS[:256], times.uniform())

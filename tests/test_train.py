@@ -122,7 +122,7 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tm
         ({"times": {"name": "sway", "mean": 3.0}}, "times 'sway' has no setting 'mean': it takes k"),
         ({"ema": {"name": "power", "std": 0.5}}, "between 0 and 0.288; got 0.5"),
         ({"path": "straight"}, "unknown path 'straight': there are linear, trig, vp"),
-        ({"coupling": "none"}, "unknown coupling 'none': there are independent, minibatch"),
+        ({"coupling": "none"}, "unknown coupling 'none': there are conditional, independent, minibatch"),
         ({"batch_size": 33}, "batch_size 33 cannot be shared by 8 devices"),
         ({"accumulate": 3}, "in 3 parts each: make it a multiple of 24"),
         ({"network": {"name": "mlp", "refine": 8}}, r"refine corrects the pixels of images .*; got shape \(2,\)"),
