@@ -93,7 +93,7 @@ def test_weak_order(name, order):
             for i in range(n):
                 at = jnp.int32(i), h, ts[i], ts[i + 1]
                 zero, by_x, by_d = (np.array(step(x, d, *at)) for x, d in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
-                transfer = np.stack([(by_x - zero)[:2], (by_d - zero)[:2]], 1)
+                transfer = np.stack([by_x[:2] - zero[:2], by_d[:2] - zero[:2]], 1)
                 z = jax.random.normal(jax.random.fold_in(key[0], i), (1,), float)[0]
                 covariance = transfer @ covariance @ transfer.T + np.diag([(zero[0] / float(z)) ** 2, 0.0])
                 h = jnp.asarray(zero[2])
