@@ -33,8 +33,8 @@ def test_cfg_is_its_formula(gamma, passes):
 @pytest.mark.parametrize("passes", PASSES)
 def test_gamma_one_is_the_conditional_velocity_and_zero_the_reference(passes):
     np.testing.assert_array_equal(guided(1.0, passes)(T, X), UC)
-    np.testing.assert_allclose(guided(0.0, passes)(T, X), UN, rtol=1e-6)
-    np.testing.assert_allclose(guided(0.0, passes, negative=[NEGATIVE])(T, X), UD, rtol=1e-6)
+    np.testing.assert_allclose(guided(0.0, passes)(T, X), UN, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(guided(0.0, passes, negative=[NEGATIVE])(T, X), UD, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("passes", PASSES)
