@@ -36,7 +36,7 @@ def draw(**options):
     return sampling.sample(RUN, options.pop("cond", "hat=red"), **options)
 
 
-SHARES = [(name, 4, 2) for name in sampling.SOLVER_NAMES]
+SHARES = [(name, 4, 2) for name in ("heun", "ab3", "unipc2", "renoise", "renoise_2m", "dopri5")]
 SHARES += [(name, *share) for name in ("heun", "renoise", "dopri5") for share in ((10, 1), (3, 1), (16, 8))]
 
 

@@ -164,7 +164,7 @@ def test_trajectory_starts_at_x_and_ends_at_the_solution(name):
     np.testing.assert_array_equal(states[-1], solvers.solve(solver, problem, x, times.grid(6)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["euler", "ab3", "unipc2"])  # no memory, a cond, much memory
 def test_checkpointed_gradient_is_the_gradient(name):
     for n in (1, 7):
 
