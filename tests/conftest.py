@@ -5,19 +5,12 @@ import tempfile
 
 import pytest
 
-# Most of the time goes to compiling programs that run once: LLVM's optimiser is left out.
 # Eight virtual devices on few cores starve XLA's thread pool and dead-lock in collectives unless it is told
 # of more processors than there are.
 os.environ.update(
     JAX_PLATFORMS="cpu",
     NPROC="16",
-    XLA_FLAGS=" ".join(
-        [
-            os.environ.get("XLA_FLAGS", ""),
-            "--xla_force_host_platform_device_count=8",
-            "--xla_backend_optimization_level=0",
-        ]
-    ).strip(),
+    XLA_FLAGS=(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip(),
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "flowguide-jax-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
