@@ -225,7 +225,7 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
             on = paths.PATHS[path]()
             if method.solver in STOCHASTIC:
                 noise_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-                solver = _stochastic(method, on, noise_keys)
+                solver = solvers.STOCHASTIC[method.solver](on, noise_keys, method.eta)
             else:
                 solver = solvers.SOLVERS[method.solver](on)
             ts = times.grid(method.steps, times.WARPS[method.warp]())
@@ -243,12 +243,6 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
             check_vma=False,
         )
     )
-
-
-def _stochastic(method: Method, path: paths.Path, keys: PRNGKey) -> solvers.Solver:
-    if method.solver == "euler_maruyama":
-        return solvers.euler_maruyama(path, keys, solvers.memoryless(method.eta))
-    return {"renoise": solvers.renoise, "renoise_2m": solvers.renoise_2m}[method.solver](path, keys, method.eta)
 
 
 def _condition(cond: str | Sequence[str] | Condition, fields: dict, num: int) -> Condition:

@@ -33,7 +33,7 @@ from flowguide.solvers.runge_kutta import (
 )
 from flowguide.solvers.solver import Solver, evaluation_times, solve
 from flowguide.solvers.stochastic import DIFFUSIONS, Diffusion, euler_maruyama, memoryless, renoise, renoise_2m
-from flowguide.typing import PRNGKey
+from flowguide.typing import Array, PRNGKey
 
 # Deterministic methods for a grid, by name; those that need no path ignore it.
 SOLVERS: dict[str, Callable[[Path], Solver]] = {
@@ -49,9 +49,9 @@ SOLVERS: dict[str, Callable[[Path], Solver]] = {
     "unipc2": unipc2,
 }
 
-# Stochastic ones.
-STOCHASTIC: dict[str, Callable[[Path, PRNGKey], Solver]] = {
-    "euler_maruyama": euler_maruyama,
+# Stochastic ones of the family D_t = ηκ: (path, keys, η) -> Solver.
+STOCHASTIC: dict[str, Callable[[Path, PRNGKey, float | Array], Solver]] = {
+    "euler_maruyama": lambda path, keys, eta: euler_maruyama(path, keys, memoryless(eta)),
     "renoise": renoise,
     "renoise_2m": renoise_2m,
 }

@@ -24,7 +24,7 @@ def ddim(path: Path) -> Solver:
 
     def step(velocity: Velocity, memory: PyTree, x: Array, t: Array, t_next: Array) -> tuple[Array, PyTree]:
         d, e = predictions(path, velocity, t, x)
-        return (path.alpha(t_next) * d + path.sigma(t_next) * e).astype(x.dtype), memory
+        return (paths.interpolate(path, t_next, e, d)).astype(x.dtype), memory
 
     return Solver(lambda x: (), step, (0.0,))
 
@@ -42,7 +42,7 @@ def dpmpp_2m(path: Path) -> Solver:
         d_previous, h_previous = memory
         d, e = predictions(path, velocity, t, x)
         h = log_ratio(path, t_next) - log_ratio(path, t)
-        new = path.alpha(t_next) * d + path.sigma(t_next) * e + _change(path, t, t_next, h, h_previous, d, d_previous)
+        new = paths.interpolate(path, t_next, e, d) + _change(path, t, t_next, h, h_previous, d, d_previous)
         return new.astype(x.dtype), (d.astype(x.dtype), h.astype(h_previous.dtype))
 
     return Solver(init, step, (0.0,))
@@ -72,7 +72,7 @@ def unipc2(path: Path) -> Solver:
         sigma = path.sigma(t)
         e = e + jnp.where(sigma == 0, 0.0, (corrected - x) / jnp.where(sigma == 0, 1.0, sigma))
         h = log_ratio(path, t_next) - log_ratio(path, t)
-        new = path.alpha(t_next) * d + path.sigma(t_next) * e + _change(path, t, t_next, h, h1, d, d1)
+        new = paths.interpolate(path, t_next, e, d) + _change(path, t, t_next, h, h1, d, d1)
         dtype, scalar = x.dtype, h1.dtype
         kept = corrected.astype(dtype), d.astype(dtype), d1, t.astype(scalar), h.astype(scalar), h1
         return new.astype(dtype), kept
@@ -91,6 +91,12 @@ def log_ratio(path: Path, t: Array) -> Array:
     return jnp.log(path.alpha(t)) - jnp.log(path.sigma(t))
 
 
+def step_ratio(h: Array, h1: Array) -> Array:
+    """h/h1 of two steps in λ, and 0 where one touches an infinite λ or there was none before (h1 = 0)."""
+    known = jnp.isfinite(h) & jnp.isfinite(h1) & (h1 != 0)
+    return jnp.where(known, h, 0.0) / jnp.where(known, h1, 1.0)
+
+
 def _weight(path: Path, t: Array, t_next: Array) -> Array:
     """σ'∫e^λ dλ over the step = α'(1 − e^{−h}) = α' − ασ'/σ, and 0 where σ = 0."""
     sigma = path.sigma(t)
@@ -100,9 +106,7 @@ def _weight(path: Path, t: Array, t_next: Array) -> Array:
 
 def _change(path: Path, t: Array, t_next: Array, h: Array, h1: Array, d: Array, d1: Array) -> Array:
     """The part of the change of D within the step: half of it, by extrapolation (the midpoint rule of 2M)."""
-    known = jnp.isfinite(h) & jnp.isfinite(h1) & (h1 != 0)
-    ratio = jnp.where(known, h, 0.0) / jnp.where(known, h1, 1.0)
-    return 0.5 * _weight(path, t, t_next) * ratio * (d - d1)
+    return 0.5 * _weight(path, t, t_next) * step_ratio(h, h1) * (d - d1)
 
 
 def _correct(

@@ -20,8 +20,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from flowguide import paths
 from flowguide.paths import Path
-from flowguide.solvers.exponential import log_ratio, predictions
+from flowguide.solvers.exponential import log_ratio, predictions, step_ratio
 from flowguide.solvers.solver import Solver
 from flowguide.typing import Array, PRNGKey, PyTree, Velocity
 
@@ -83,11 +84,11 @@ def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None
         free = jnp.isfinite(amount)
         amount = jnp.where(free, amount, 0.0)
         dt = t_next - t
-        u = path.d_alpha(t) * d + path.d_sigma(t) * e
+        u = paths.conditional_velocity(path, t, e, d)
         s = path.sigma(t)
         drift = u - amount / jnp.where(s == 0, 1.0, s) * e
         stepped = x + dt * drift + jnp.sqrt(2 * amount * dt) * z
-        return jnp.where(free, stepped, path.alpha(t_next) * d + path.sigma(t_next) * z)
+        return jnp.where(free, stepped, paths.interpolate(path, t_next, z, d))
 
     return _stochastic(path, keys, move)
 
@@ -132,11 +133,9 @@ def renoise_2m(path: Path, keys: PRNGKey, eta: float | Array = 1.0) -> Solver:
         h = log_ratio(path, t_next) - log_ratio(path, t)
         z = _noise(keys, index, x)
         new = _renoise(path, t, t_next, d, e, z, eta)
-        known = jnp.isfinite(h) & jnp.isfinite(h_previous) & (h_previous != 0)
-        ratio = jnp.where(known, h, 0.0) / jnp.where(known, h_previous, 1.0)
         weight = path.alpha(t_next) * (1 - _kept(path, t, t_next) ** (1 + eta))
-        new = new + 0.5 * weight * ratio * (d - d_previous)
-        new = jnp.where(t_next >= 1, path.alpha(t_next) * d + path.sigma(t_next) * e, new)
+        new = new + 0.5 * weight * step_ratio(h, h_previous) * (d - d_previous)
+        new = _deterministic_at_the_end(path, t_next, d, e, new)
         kept = index + 1, d.astype(x.dtype), h.astype(h_previous.dtype)
         return new.astype(x.dtype), kept
 
@@ -145,14 +144,18 @@ def renoise_2m(path: Path, keys: PRNGKey, eta: float | Array = 1.0) -> Solver:
 
 def _renoise(path: Path, t: Array, t_next: Array, d: Array, e: Array, z: Array, eta: float | Array) -> Array:
     rho = _kept(path, t, t_next) ** eta
-    return path.alpha(t_next) * d + path.sigma(t_next) * (rho * e + jnp.sqrt(1 - rho**2) * z)
+    return paths.interpolate(path, t_next, rho * e + jnp.sqrt(1 - rho**2) * z, d)
+
+
+def _deterministic_at_the_end(path: Path, t_next: Array, d: Array, e: Array, new: Array) -> Array:
+    return jnp.where(t_next >= 1, paths.interpolate(path, t_next, e, d), new)
 
 
 def _stochastic(path: Path, keys: PRNGKey, move: Callable[..., Array]) -> Solver:
     def step(velocity: Velocity, memory: PyTree, x: Array, t: Array, t_next: Array) -> tuple[Array, PyTree]:
         d, e = predictions(path, velocity, t, x)
         new = move(t, t_next, x, d, e, _noise(keys, memory, x))
-        new = jnp.where(t_next >= 1, path.alpha(t_next) * d + path.sigma(t_next) * e, new)
+        new = _deterministic_at_the_end(path, t_next, d, e, new)
         return new.astype(x.dtype), memory + 1
 
     return Solver(lambda x: jnp.int32(0), step, (0.0,))

@@ -29,16 +29,10 @@ def program(name, path, n, steps, warp):
         u = analytic.velocity(LAB, p)
         guided = guidance.guide(u, condition, guidance.classifier_free(u, condition, gamma), passes="apart")
         x = jax.random.normal(jax.random.key(7), (n, 1))
-        solver = solvers.heun() if name == "heun" else make(name, p, keys(n), eta)
+        solver = solvers.heun() if name == "heun" else solvers.STOCHASTIC[name](p, keys(n), eta)
         return solvers.solve(solver, guided, x, ts)
 
     return lambda gamma, eta=1.0, c=0.0: np.asarray(run(gamma, eta, c))[:, 0]
-
-
-def make(name, path, keys, eta=1.0):
-    if name == "euler_maruyama":
-        return solvers.euler_maruyama(path, keys, solvers.memoryless(eta))
-    return solvers.STOCHASTIC[name](path, keys, eta)
 
 
 def within(x, mean, variance, bias=0.0, sigmas=5):
@@ -77,7 +71,7 @@ def test_weak_order(name, order):
         c = given(jnp.zeros((1, 1)))
         u = analytic.velocity(law, p)
         guided = guidance.guide(u, c, guidance.classifier_free(u, c, gamma), passes="apart")
-        solver = make(name, p, key)
+        solver = solvers.STOCHASTIC[name](p, key, 1.0)
         scalars = jax.tree.map(jnp.asarray, jax.tree.leaves(solver.init(jnp.zeros((1, 1))))[2:])
 
         @jax.jit
@@ -133,7 +127,7 @@ def test_without_noise_they_are_the_deterministic_methods():
 def test_last_step_is_deterministic_and_nothing_is_singular(name, path):
     p, x = paths.PATHS[path](), jax.random.normal(jax.random.key(0), (4, 1))
     u = bind(analytic.velocity(LAB, p), given(jnp.ones((4, 1))))
-    states = solvers.solve(solvers.STOCHASTIC[name](p, keys(4)), u, x, times.grid(6), trajectory=True)
+    states = solvers.solve(solvers.STOCHASTIC[name](p, keys(4), 1.0), u, x, times.grid(6), trajectory=True)
     assert bool(jnp.isfinite(states).all())
     t = times.grid(6)[-2]
     x1, x0 = (f(p, t, states[-2], u(t, states[-2])) for f in (paths.velocity_to_x1, paths.velocity_to_x0))
@@ -146,10 +140,10 @@ def test_last_step_is_deterministic_and_nothing_is_singular(name, path):
 def test_a_sample_depends_on_its_own_key(name):
     p, x = paths.linear(), jax.random.normal(jax.random.key(0), (6, 1))
     u = lambda n: bind(analytic.velocity(LAB, p), given(jnp.ones((n, 1))))  # noqa: E731
-    whole = solvers.solve(make(name, p, keys(6)), u(6), x, times.grid(5))
-    part = solvers.solve(make(name, p, keys(6)[2:4]), u(2), x[2:4], times.grid(5))
+    whole = solvers.solve(solvers.STOCHASTIC[name](p, keys(6), 1.0), u(6), x, times.grid(5))
+    part = solvers.solve(solvers.STOCHASTIC[name](p, keys(6)[2:4], 1.0), u(2), x[2:4], times.grid(5))
     np.testing.assert_allclose(whole[2:4], part, rtol=1e-5)
-    other = solvers.solve(make(name, p, keys(6, seed=1)), u(6), x, times.grid(5))
+    other = solvers.solve(solvers.STOCHASTIC[name](p, keys(6, seed=1), 1.0), u(6), x, times.grid(5))
     assert float(jnp.abs(other - whole).min()) > 1e-4
 
 
@@ -161,7 +155,7 @@ def test_eta_does_not_recompile_and_has_a_gradient(name):
     def run(eta, key):
         traces.append(0)
         k = jax.random.split(key, 3)
-        method = make(name, p, k, eta)
+        method = solvers.STOCHASTIC[name](p, k, eta)
         u = bind(analytic.velocity(LAB, p), given(jnp.ones((3, 1))))
         return solvers.solve(method, u, jnp.ones((3, 1)), times.grid(5)[1:]).sum()
 
