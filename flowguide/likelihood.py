@@ -46,13 +46,13 @@ def exact_divergence() -> Divergence:
 
     def divergence(velocity: Velocity, t: Array, x: Array) -> tuple[Array, Array]:
         size = math.prod(x.shape[1:])
+        u, slope = jax.linearize(lambda x: velocity(t, x), x)  # the velocity itself once, not once a dimension
 
         def along(i: Array) -> Array:
             direction = jax.nn.one_hot(i, size, dtype=x.dtype).reshape(x.shape[1:])
-            slope = jax.jvp(lambda x: velocity(t, x), (x,), (jnp.broadcast_to(direction, x.shape),))[1]
-            return slope.reshape(x.shape[0], size)[:, i]
+            return slope(jnp.broadcast_to(direction, x.shape)).reshape(x.shape[0], size)[:, i]
 
-        return velocity(t, x), jnp.sum(jax.lax.map(along, jnp.arange(size)), axis=0)
+        return u, jnp.sum(jax.lax.map(along, jnp.arange(size)), axis=0)
 
     return divergence
 
@@ -117,7 +117,7 @@ def log_density(
 
     start = x1, jnp.zeros(x1.shape[0], x1.dtype)
     # d(log p)/dt = −∇·u: the integral from 1 to 0 of ∇·u is minus what is to be subtracted from log N(x_0).
-    x0, integral = solve(solver or rk4(), together, start, _backwards(ts), checkpoint=checkpoint)
+    x0, integral = solve(solver or rk4(), together, start, _nodes(ts)[::-1], checkpoint=checkpoint)
     size = math.prod(x1.shape[1:])
     log_normal = -0.5 * (jnp.sum(x0.reshape(x0.shape[0], -1) ** 2, axis=1) + size * math.log(2 * math.pi))
     return Likelihood(log_normal + integral, x0)
@@ -137,16 +137,16 @@ def bits_per_dimension(log_density: Array, size: int, levels: int = 256, width: 
 
 def encode(velocity: Velocity, x1: Array, *, ts: Array | None = None, solver: Solver | None = None) -> Array:
     """The noise that the flow carries to x1: the solve from data back to noise."""
-    return solve(solver or rk4(), velocity, x1, _backwards(ts))
+    return solve(solver or rk4(), velocity, x1, _nodes(ts)[::-1])
 
 
 def decode(velocity: Velocity, x0: Array, *, ts: Array | None = None, solver: Solver | None = None) -> Array:
     """The data that the flow makes of noise: ``solve`` itself, with the same defaults as ``encode``."""
-    return solve(solver or rk4(), velocity, x0, _backwards(ts)[::-1])
+    return solve(solver or rk4(), velocity, x0, _nodes(ts))
 
 
-def _backwards(ts: Array | None) -> Array:
+def _nodes(ts: Array | None) -> Array:
     ts = times.grid(100) if ts is None else jnp.asarray(ts)
     if not isinstance(ts, Tracer) and ts.ndim == 1 and ts.shape[0] > 1 and not ts[-1] > ts[0]:
         raise ValueError(f"ts must go from noise to data, increasing; got {float(ts[0])} to {float(ts[-1])}")
-    return ts[::-1]
+    return ts

@@ -79,10 +79,16 @@ def observation(matrix: Array, noise: Array | float) -> Joint:
 
 def moments(law: Joint, c: Condition) -> tuple[Array, Array]:
     """Mean ``(B, d)`` and covariance ``(B, d, d)`` of x|c, or of x where c is null; c is one Vector field."""
+    mean, covariances = _regression(law, c)
+    return mean, covariances[_only(c)[1].astype(int)]
+
+
+def _regression(law: Joint, c: Condition) -> tuple[Array, Array]:
+    """Mean ``(B, d)``, and the two covariances ``(2, d, d)`` that there are: of x, and of x|c whatever c is."""
     value, present = _only(c)
     gain = jnp.linalg.solve(law.covariance_c, law.cross.T).T
     mean = law.mean_x + jnp.where(present[:, None], (value - law.mean_c) @ gain.T, 0.0)
-    return mean, jnp.stack([law.covariance_x, law.covariance_x - gain @ law.cross.T])[present.astype(int)]
+    return mean, jnp.stack([law.covariance_x, law.covariance_x - gain @ law.cross.T])
 
 
 def mixture(weights: Array, means: Array, covariances: Array, labels: Array | None = None) -> Mixture:
@@ -100,7 +106,7 @@ class _Posterior(NamedTuple):
     """Per example and component, in the eigenbasis of each covariance; S_k = α²Σ_k + σ²I."""
 
     log_joint: Array  # (B, K) log π_k N(x; αm_k, S_k), −inf for components of another class
-    residual: Array  # (B, K, d) x − αm_k
+    rotated: Array  # (B, K, d) x − αm_k, in that basis
     inverse: Array  # (B, K, d) eigenvalues of S_k^{-1}
     eigenvalues: Array  # (K, d) of Σ_k
     basis: Array  # (K, d, d)
@@ -112,17 +118,15 @@ def velocity(law: Mixture | Joint, p: Path) -> CondVelocity:
     u = Σ_k w_k [α̇m_k + (αα̇Σ_k + σσ̇I)S_k^{-1}(x − αm_k)], with w_k the posterior weights of the components; the
     ``Joint`` has one, with the moments of x|c.
     """
-    m = law
 
     def u(t: Array, x: Array, c: Condition) -> Array:
-        if isinstance(m, Joint):
-            return _gaussian(m, p, t, x, c)[0]
-        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None, None]
-        q = _posterior(m, p, t, x, c)
+        if isinstance(law, Joint):
+            return _gaussian(law, p, t, x, c)[0]
+        q = _posterior(law, p, t, x, c)
+        t = _each(t, x)[:, None, None]
         a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
-        rotated = jnp.einsum("kde,bkd->bke", q.basis, q.residual)
-        slope = jnp.einsum("kde,bke->bkd", q.basis, (a * da * q.eigenvalues + b * db) * q.inverse * rotated)
-        return jnp.einsum("bk,bkd->bd", jax.nn.softmax(q.log_joint), da * m.means + slope)
+        slope = jnp.einsum("kde,bke->bkd", q.basis, (a * da * q.eigenvalues + b * db) * q.inverse * q.rotated)
+        return jnp.einsum("bk,bkd->bd", jax.nn.softmax(q.log_joint), da * law.means + slope)
 
     return u
 
@@ -133,9 +137,8 @@ def score(law: Mixture | Joint, p: Path) -> CondVelocity:
     def s(t: Array, x: Array, c: Condition) -> Array:
         if isinstance(law, Joint):
             return _gaussian(law, p, t, x, c)[1]
-        q = _posterior(law, p, jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None, None], x, c)
-        rotated = q.inverse * jnp.einsum("kde,bkd->bke", q.basis, q.residual)
-        return -jnp.einsum("bk,kde,bke->bd", jax.nn.softmax(q.log_joint), q.basis, rotated)
+        q = _posterior(law, p, t, x, c)
+        return -jnp.einsum("bk,kde,bke->bd", jax.nn.softmax(q.log_joint), q.basis, q.inverse * q.rotated)
 
     return s
 
@@ -144,10 +147,8 @@ def log_density(law: Mixture | Joint, p: Path, t: Array, x: Array, c: Condition)
     """log p_t(x|c) ``(B,)``; log p_t(x) where c is null."""
     if isinstance(law, Joint):
         return _gaussian(law, p, t, x, c)[2]
-    m = law
-    t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None, None]
-    prior = jnp.where(_admitted(m, c), jnp.log(m.weights), -jnp.inf)
-    return jax.nn.logsumexp(_posterior(m, p, t, x, c).log_joint, -1) - jax.nn.logsumexp(prior, -1)
+    prior = jnp.where(_admitted(law, c), jnp.log(law.weights), -jnp.inf)
+    return jax.nn.logsumexp(_posterior(law, p, t, x, c).log_joint, -1) - jax.nn.logsumexp(prior, -1)
 
 
 def sample(key: Array, law: Mixture | Joint, c: Condition) -> Array:
@@ -156,10 +157,9 @@ def sample(key: Array, law: Mixture | Joint, c: Condition) -> Array:
     if isinstance(law, Joint):
         mean, covariance = moments(law, c)
         return mean + jnp.einsum("bij,bj->bi", jnp.linalg.cholesky(covariance), jax.random.normal(noise, mean.shape))
-    m = law
-    k = jax.random.categorical(which, jnp.where(_admitted(m, c), jnp.log(m.weights), -jnp.inf))
-    z = jax.random.normal(noise, (k.shape[0], m.means.shape[1]), m.means.dtype)
-    return m.means[k] + jnp.einsum("bij,bj->bi", jnp.linalg.cholesky(m.covariances)[k], z)
+    k = jax.random.categorical(which, jnp.where(_admitted(law, c), jnp.log(law.weights), -jnp.inf))
+    z = jax.random.normal(noise, (k.shape[0], law.means.shape[1]), law.means.dtype)
+    return law.means[k] + jnp.einsum("bij,bj->bi", jnp.linalg.cholesky(law.covariances)[k], z)
 
 
 def flow_matching_minimum(m: Mixture, p: Path, t: Array) -> Array:
@@ -191,21 +191,25 @@ def _only(c: Condition) -> tuple[Array, Array]:
     return value, present
 
 
+def _each(t: Array, x: Array) -> Array:
+    """t () or ``(B,)`` as ``(B,)``, in the dtype of x."""
+    return jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+
+
 def _gaussian(law: Joint, p: Path, t: Array, x: Array, c: Condition) -> tuple[Array, Array, Array]:
     """Velocity, score and log-density of the one Gaussian; S = α²Σ + σ²I."""
-    t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None]
+    t = _each(t, x)[:, None]
     a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
-    value, present = _only(c)
-    gain = jnp.linalg.solve(law.covariance_c, law.cross.T).T
-    mean = law.mean_x + jnp.where(present[:, None], (value - law.mean_c) @ gain.T, 0.0)
-    # Two covariances serve all samples: in their eigenbases S is diagonal at every t.
-    eigenvalues, basis = jnp.linalg.eigh(jnp.stack([law.covariance_x, law.covariance_x - gain @ law.cross.T]))
+    mean, covariances = _regression(law, c)
+    # In the eigenbases of the two covariances S is diagonal at every t.
+    eigenvalues, basis = jnp.linalg.eigh(covariances)
+    present = _only(c)[1][:, None]
 
     def rotate(y: Array, turn: str) -> Array:
         of_x, of_x_given_c = (jnp.einsum(turn, q, y) for q in basis)
-        return jnp.where(present[:, None], of_x_given_c, of_x)
+        return jnp.where(present, of_x_given_c, of_x)
 
-    v = jnp.where(present[:, None], eigenvalues[1], eigenvalues[0])
+    v = jnp.where(present, eigenvalues[1], eigenvalues[0])
     s = a**2 * v + b**2
     residual = rotate(x - a * mean, "de,bd->be")
     u = da * mean + rotate((a * da * v + b * db) * residual / s, "de,be->bd")
@@ -214,10 +218,10 @@ def _gaussian(law: Joint, p: Path, t: Array, x: Array, c: Condition) -> tuple[Ar
 
 
 def _posterior(m: Mixture, p: Path, t: Array, x: Array, c: Condition) -> _Posterior:
+    t = _each(t, x)[:, None, None]
     eigenvalues, basis = jnp.linalg.eigh(m.covariances)
     s = p.alpha(t) ** 2 * eigenvalues + p.sigma(t) ** 2
-    residual = x[:, None] - p.alpha(t) * m.means
-    squared = jnp.einsum("kde,bkd->bke", basis, residual) ** 2
-    log_normal = -0.5 * jnp.sum(squared / s + jnp.log(2 * math.pi * s), -1)
+    rotated = jnp.einsum("kde,bkd->bke", basis, x[:, None] - p.alpha(t) * m.means)
+    log_normal = -0.5 * jnp.sum(rotated**2 / s + jnp.log(2 * math.pi * s), -1)
     log_joint = jnp.where(_admitted(m, c), jnp.log(m.weights) + log_normal, -jnp.inf)
-    return _Posterior(log_joint, residual, 1 / s, eigenvalues, basis)
+    return _Posterior(log_joint, rotated, 1 / s, eigenvalues, basis)

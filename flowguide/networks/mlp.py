@@ -62,9 +62,9 @@ class MLP(nnx.Module):
         h = self.inlet(flat.astype(self.dtype))
         for block in self.blocks:
             h = block(h, signal)
+        h = nnx.silu(h)
         # A coordinate that t and c nearly determine has u ≈ (x̂1 − x)/(1 − t) (linear path): a multiple of x itself, of
         # its own size for each coordinate, that the hidden layers would have to carry through.
-        h = nnx.silu(h)
         u = self.skip(signal.astype(jnp.float32)) * flat + self.outlet(h.astype(jnp.float32))
         u = u.reshape(x.shape)
         return u if self.refinement is None else u + self.refinement(x, u, h, signal)

@@ -101,16 +101,14 @@ def checkpointed_scan(body: Callable, carry: PyTree, xs: tuple[Array, ...]) -> t
 
 def check_nodes(ts: Array) -> Array:
     """``ts`` as an array, refused if it is no grid; what is known while tracing is checked then."""
+    if np.ndim(ts) != 1 or np.shape(ts)[0] < 2:
+        raise ValueError(f"ts must be a vector of at least 2 nodes, from start to end; got shape {np.shape(ts)}")
     if not isinstance(ts, Tracer):
-        values = np.asarray(ts)
-        way = np.diff(values) if values.ndim == 1 else np.zeros(0)
-        if values.ndim == 1 and values.size > 1 and not ((way > 0).all() or (way < 0).all()):
-            got = np.array2string(values, threshold=8)
+        way = np.diff(np.asarray(ts))
+        if not ((way > 0).all() or (way < 0).all()):
+            got = np.array2string(np.asarray(ts), threshold=8)
             raise ValueError(f"ts must be strictly increasing or strictly decreasing, without NaN; got {got}")
-    ts = jnp.asarray(ts)
-    if ts.ndim != 1 or ts.shape[0] < 2:
-        raise ValueError(f"ts must be a vector of at least 2 nodes, from start to end; got shape {ts.shape}")
-    return ts
+    return jnp.asarray(ts)
 
 
 def checked(velocity: Velocity, x: PyTree) -> Velocity:
