@@ -7,7 +7,7 @@ A ``Mixture`` is conditioned on a label; a ``Joint`` Gaussian on a vector. ``vel
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -79,16 +79,24 @@ def observation(matrix: Array, noise: Array | float) -> Joint:
 
 def moments(law: Joint, c: Condition) -> tuple[Array, Array]:
     """Mean ``(B, d)`` and covariance ``(B, d, d)`` of x|c, or of x where c is null; c is one Vector field."""
-    mean, covariances = _regression(law, c)
-    return mean, covariances[_only(c)[1].astype(int)]
+    return _mean(law, c), _covariances(law)[_only(c)[1].astype(int)]
 
 
-def _regression(law: Joint, c: Condition) -> tuple[Array, Array]:
-    """Mean ``(B, d)``, and the two covariances ``(2, d, d)`` that there are: of x, and of x|c whatever c is."""
+def _gain(law: Joint) -> Array:
+    """Σ_xcΣ_cc^{-1}, of the regression of x on c."""
+    return jnp.linalg.solve(law.covariance_c, law.cross.T).T
+
+
+def _mean(law: Joint, c: Condition) -> Array:
     value, present = _only(c)
-    gain = jnp.linalg.solve(law.covariance_c, law.cross.T).T
-    mean = law.mean_x + jnp.where(present[:, None], (value - law.mean_c) @ gain.T, 0.0)
-    return mean, jnp.stack([law.covariance_x, law.covariance_x - gain @ law.cross.T])
+    return law.mean_x + jnp.where(present[:, None], (value - law.mean_c) @ _gain(law).T, 0.0)
+
+
+def _covariances(law: Mixture | Joint) -> Array:
+    """All that there are: of each component ``(K, d, d)``; of x, and of x|c whatever c is, ``(2, d, d)``."""
+    if isinstance(law, Mixture):
+        return law.covariances
+    return jnp.stack([law.covariance_x, law.covariance_x - _gain(law) @ law.cross.T])
 
 
 def mixture(weights: Array, means: Array, covariances: Array, labels: Array | None = None) -> Mixture:
@@ -102,14 +110,15 @@ def mixture(weights: Array, means: Array, covariances: Array, labels: Array | No
     return Mixture(jnp.asarray(weights, means.dtype), means, covariances, labels)
 
 
+_Spectrum: TypeAlias = tuple[Array, Array]  # eigenvalues (K, d) and eigenvectors (K, d, d) of the covariances
+
+
 class _Posterior(NamedTuple):
     """Per example and component, in the eigenbasis of each covariance; S_k = α²Σ_k + σ²I."""
 
     log_joint: Array  # (B, K) log π_k N(x; αm_k, S_k), −inf for components of another class
     rotated: Array  # (B, K, d) x − αm_k, in that basis
     inverse: Array  # (B, K, d) eigenvalues of S_k^{-1}
-    eigenvalues: Array  # (K, d) of Σ_k
-    basis: Array  # (K, d, d)
 
 
 def velocity(law: Mixture | Joint, p: Path) -> CondVelocity:
@@ -119,13 +128,16 @@ def velocity(law: Mixture | Joint, p: Path) -> CondVelocity:
     ``Joint`` has one, with the moments of x|c.
     """
 
+    spectrum = jnp.linalg.eigh(_covariances(law))  # here, once, and not at every evaluation
+
     def u(t: Array, x: Array, c: Condition) -> Array:
         if isinstance(law, Joint):
-            return _gaussian(law, p, t, x, c)[0]
-        q = _posterior(law, p, t, x, c)
+            return _gaussian(law, spectrum, p, t, x, c)[0]
+        eigenvalues, basis = spectrum
+        q = _posterior(law, spectrum, p, t, x, c)
         t = _each(t, x)[:, None, None]
         a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
-        slope = jnp.einsum("kde,bke->bkd", q.basis, (a * da * q.eigenvalues + b * db) * q.inverse * q.rotated)
+        slope = jnp.einsum("kde,bke->bkd", basis, (a * da * eigenvalues + b * db) * q.inverse * q.rotated)
         return jnp.einsum("bk,bkd->bd", jax.nn.softmax(q.log_joint), da * law.means + slope)
 
     return u
@@ -134,21 +146,24 @@ def velocity(law: Mixture | Joint, p: Path) -> CondVelocity:
 def score(law: Mixture | Joint, p: Path) -> CondVelocity:
     """∇_x log p_t(x|c), a function of t, x ``(B, d)`` and c; regular on all of [0, 1]."""
 
+    spectrum = jnp.linalg.eigh(_covariances(law))
+
     def s(t: Array, x: Array, c: Condition) -> Array:
         if isinstance(law, Joint):
-            return _gaussian(law, p, t, x, c)[1]
-        q = _posterior(law, p, t, x, c)
-        return -jnp.einsum("bk,kde,bke->bd", jax.nn.softmax(q.log_joint), q.basis, q.inverse * q.rotated)
+            return _gaussian(law, spectrum, p, t, x, c)[1]
+        q = _posterior(law, spectrum, p, t, x, c)
+        return -jnp.einsum("bk,kde,bke->bd", jax.nn.softmax(q.log_joint), spectrum[1], q.inverse * q.rotated)
 
     return s
 
 
 def log_density(law: Mixture | Joint, p: Path, t: Array, x: Array, c: Condition) -> Array:
     """log p_t(x|c) ``(B,)``; log p_t(x) where c is null."""
+    spectrum = jnp.linalg.eigh(_covariances(law))
     if isinstance(law, Joint):
-        return _gaussian(law, p, t, x, c)[2]
+        return _gaussian(law, spectrum, p, t, x, c)[2]
     prior = jnp.where(_admitted(law, c), jnp.log(law.weights), -jnp.inf)
-    return jax.nn.logsumexp(_posterior(law, p, t, x, c).log_joint, -1) - jax.nn.logsumexp(prior, -1)
+    return jax.nn.logsumexp(_posterior(law, spectrum, p, t, x, c).log_joint, -1) - jax.nn.logsumexp(prior, -1)
 
 
 def sample(key: Array, law: Mixture | Joint, c: Condition) -> Array:
@@ -196,13 +211,12 @@ def _each(t: Array, x: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
 
 
-def _gaussian(law: Joint, p: Path, t: Array, x: Array, c: Condition) -> tuple[Array, Array, Array]:
+def _gaussian(law: Joint, spectrum: _Spectrum, p: Path, t: Array, x: Array, c: Condition) -> tuple[Array, Array, Array]:
     """Velocity, score and log-density of the one Gaussian; S = α²Σ + σ²I."""
     t = _each(t, x)[:, None]
     a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
-    mean, covariances = _regression(law, c)
-    # In the eigenbases of the two covariances S is diagonal at every t.
-    eigenvalues, basis = jnp.linalg.eigh(covariances)
+    mean = _mean(law, c)
+    eigenvalues, basis = spectrum  # in which S is diagonal at every t
     present = _only(c)[1][:, None]
 
     def rotate(y: Array, turn: str) -> Array:
@@ -217,11 +231,11 @@ def _gaussian(law: Joint, p: Path, t: Array, x: Array, c: Condition) -> tuple[Ar
     return u, rotate(-residual / s, "de,be->bd"), log_p
 
 
-def _posterior(m: Mixture, p: Path, t: Array, x: Array, c: Condition) -> _Posterior:
+def _posterior(m: Mixture, spectrum: _Spectrum, p: Path, t: Array, x: Array, c: Condition) -> _Posterior:
     t = _each(t, x)[:, None, None]
-    eigenvalues, basis = jnp.linalg.eigh(m.covariances)
+    eigenvalues, basis = spectrum
     s = p.alpha(t) ** 2 * eigenvalues + p.sigma(t) ** 2
     rotated = jnp.einsum("kde,bkd->bke", basis, x[:, None] - p.alpha(t) * m.means)
     log_normal = -0.5 * jnp.sum(rotated**2 / s + jnp.log(2 * math.pi * s), -1)
     log_joint = jnp.where(_admitted(m, c), jnp.log(m.weights) + log_normal, -jnp.inf)
-    return _Posterior(log_joint, rotated, 1 / s, eigenvalues, basis)
+    return _Posterior(log_joint, rotated, 1 / s)
