@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 import flowguide
 from flowguide import prompts, sampling, times
@@ -50,7 +51,12 @@ SOLVER_HELP = (
 )
 SOLVER = flags.DEFINE_enum("solver", "heun", list(sampling.SOLVER_NAMES), SOLVER_HELP)
 STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver; not used by adaptive ones", lower_bound=1)
-GRID = flags.DEFINE_enum("grid", "uniform", sorted(times.WARPS), "how the steps are spaced")
+GRID = flags.DEFINE_string(
+    "grid",
+    "uniform",
+    f"how the steps are spaced: {', '.join(sorted(times.WARPS))}; nodes of your own, 0,0.3,0.7,1; or fitted: a pilot "
+    "solve places --steps steps where this network, γ and condition need them (samples.json keeps the nodes)",
+)
 TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "relative and absolute tolerance of adaptive solvers")
 ETA = flags.DEFINE_float(
     "eta", 1.0, "strength of the noise of stochastic solvers: 0 none, 1 memoryless", lower_bound=0.0
@@ -69,6 +75,8 @@ SAVE = flags.DEFINE_enum(
     "save", "png", ["png", "npz", "none"], "each sample as a PNG, all in one NPZ, or only the figure"
 )
 
+FITTED, PILOT, FIT_ITERATIONS = "fitted", 32, 20
+
 
 def main() -> None:
     # Settings first: all that can be wrong is found before anything is computed.
@@ -82,7 +90,7 @@ def main() -> None:
     method = sampling.Method(
         solver=SOLVER.value,
         steps=STEPS.value,
-        warp=GRID.value,
+        grid=_grid(GRID.value),
         interval=interval,
         replace_null=REPLACE_NULL.value,
         rescale=RESCALE.value,
@@ -96,6 +104,10 @@ def main() -> None:
         prompts.parse(prompt, run.info.fields)
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")
     prepare_workdir(out)
+
+    if method.grid == FITTED:
+        method = method._replace(grid="uniform")
+        method = method._replace(grid=_fitted(run, list(product(gammas, conds)), method))
 
     # Draw: one cell for each γ and condition, all by the same compiled program.
     cells, drawn, started = [], [], time.perf_counter()
@@ -137,6 +149,31 @@ def main() -> None:
     _save(out, np.concatenate(drawn), run.info.kind)
     _write_record(out, run, cells, method, seconds)
     print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
+
+
+def _grid(text: str) -> str | tuple[float, ...]:
+    return text if text in (FITTED, *times.WARPS) or "," not in text else tuple(_numbers("grid", text.split(",")))
+
+
+def _fitted(run: sampling.Run, cells: list[tuple[float, str]], method: sampling.Method) -> tuple[float, ...]:
+    pilot = [cells[i % len(cells)] for i in range(max(PILOT, len(cells)))]
+    with tqdm(total=FIT_ITERATIONS, desc="fitting the grid", dynamic_ncols=True) as bar:
+
+        def progress(iteration: int, distance: float) -> None:
+            bar.update(iteration - bar.n)
+            bar.set_postfix(rms_error=f"{distance:.5f}")
+
+        return sampling.fit_grid(
+            run,
+            [cond for _, cond in pilot],
+            gamma=np.array([gamma for gamma, _ in pilot]),
+            negative=NEGATIVE.value,
+            gamma_negative=GAMMA_NEGATIVE.value,
+            method=method,
+            seed=SEED.value,
+            iterations=FIT_ITERATIONS,
+            progress=progress,
+        )
 
 
 def _save(out: Path, x: np.ndarray, kind: str) -> None:

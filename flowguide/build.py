@@ -18,14 +18,33 @@ from flowguide.errors import UserError
 from flowguide.networks import NETWORKS, Network, as_network
 from flowguide.training import ema
 from flowguide.training.optimizer import adamw
+from flowguide.typing import Array
 
 # A ConfigDict; a type checker cannot know its attributes.
 Config: TypeAlias = Any
 
-COUPLINGS: dict[str, Callable[[], couplings.Coupling]] = {
+
+def _assigned(condition_weight: float = 0.0) -> couplings.Coupling:
+    return couplings.minibatch(couplings.assigned(optax.assignment.hungarian_algorithm), condition_weight)
+
+
+def _sinkhorn(epsilon: float = 0.05, condition_weight: float = 0.0) -> couplings.Coupling:
+    try:
+        from ott.geometry.geometry import Geometry
+        from ott.solvers.linear import solve
+    except ImportError as error:
+        raise UserError(f'coupling "sinkhorn" needs OTT ({error}): pip install "flowguide[ot]"') from error
+
+    def plan(cost: Array) -> Array:
+        return solve(Geometry(cost_matrix=cost, epsilon=epsilon, relative_epsilon="mean")).matrix
+
+    return couplings.minibatch(couplings.drawn(plan), condition_weight)
+
+
+COUPLINGS: dict[str, Callable[..., couplings.Coupling]] = {
     "independent": couplings.independent,
-    "minibatch": lambda: couplings.minibatch(optax.assignment.hungarian_algorithm),
-    "conditional": lambda: couplings.minibatch(optax.assignment.hungarian_algorithm, condition_weight=100.0),
+    "assigned": _assigned,
+    "sinkhorn": _sinkhorn,
 }
 
 # What may change when a run is resumed without making it another run.
@@ -47,7 +66,9 @@ def default() -> Config:
             "weight_decay": 0.0,
             "clip": 1.0,  # largest gradient norm; 0: none
             "path": "linear",  # linear, trig, vp
-            "coupling": "independent",  # independent, minibatch, conditional
+            # independent; assigned (minibatch optimal transport) and sinkhorn, with a condition_weight
+            "coupling": {"name": "independent"},
+            "weight": {"name": "constant"},  # of the error at t: constant, x1_error, x0_error, min_snr
             "drop_rate": 0.1,  # how often an example loses its whole condition in training
             "drop_field_rate": (0.1, 0.1),  # how often it loses one field of several: each draws its rate between these
             "stratified": False,  # spread t evenly over the batch
@@ -118,7 +139,8 @@ def recipe(config: Config) -> losses.Recipe:
     return losses.Recipe(
         path=path(config),
         warp=_choose(times.WARPS, "times", config.times),
-        coupling=_known(COUPLINGS, "coupling", config.coupling)(),
+        coupling=_choose(COUPLINGS, "coupling", config.coupling),
+        weight=_choose(losses.WEIGHTS, "weight", config.weight),
         drop_rate=config.drop_rate,
         drop_field_rate=field_rate,
         stratified=config.batch_size if config.stratified else 0,

@@ -1,4 +1,9 @@
-"""Which noise is paired with which data: a coupling takes (x0, x1, c) and returns x0 in a new order."""
+"""Which noise is paired with which data: a coupling takes (keys, x0, x1, c) and gives each x1 one of the x0.
+
+When to use which: ``independent`` for conditional generation. Minibatch transport makes the flow straighter, so that
+few steps do, but only with ``condition_weight`` does it leave p(x0|c) as sampling will draw it. What either does to the
+samples is measured by ``benchmarks/couplings.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from flowguide.condition import Condition
-from flowguide.typing import Array
+from flowguide.typing import Array, PRNGKey
 
-Coupling: TypeAlias = Callable[[Array, Array, Condition], Array]
-# cost (B, B) -> rows and columns (B,) of the cheapest assignment, as optax.assignment.hungarian_algorithm
-Assignment: TypeAlias = Callable[[Array], tuple[Array, Array]]
+# keys (B,), x0 (B, *D), x1 (B, *D), c -> x0 (B, *D), row j for x1's row j
+Coupling: TypeAlias = Callable[[PRNGKey, Array, Array, Condition], Array]
+# keys (B,), cost (B, B) -> for each column of the cost its row, int32 (B,)
+Match: TypeAlias = Callable[[PRNGKey, Array], Array]
 
 
 def independent() -> Coupling:
     """x0 and x1 as drawn. The right choice for conditional generation: p(x0|c) stays N(0, I)."""
-    return lambda x0, x1, c: x0
+    return lambda keys, x0, x1, c: x0
 
 
-def minibatch(assignment: Assignment, condition_weight: float = 0.0) -> Coupling:
-    """Minibatch optimal transport (Tong et al. 2024; Pooladian et al. 2023): squared distances, exact assignment.
+def minibatch(match: Match, condition_weight: float = 0.0) -> Coupling:
+    """Minibatch optimal transport of squared distances (Tong et al. 2024, §3.2; Pooladian et al. 2023, §3).
 
     Straighter unconditional flows. Without ``condition_weight`` it ignores the condition: noise that lies towards the
     data of c is then given to c, so that x0 is no longer independent of c, while sampling still starts from N(0, I).
@@ -33,19 +39,47 @@ def minibatch(assignment: Assignment, condition_weight: float = 0.0) -> Coupling
     It pairs within the batch of one device, so that the result depends on how many devices share a batch.
 
     Args:
-      assignment: solves the linear assignment problem, e.g. ``optax.assignment.hungarian_algorithm``.
+      match: ``assigned`` or ``drawn``: how the transport problem is solved.
       condition_weight: cost of a changed condition, in units of the mean squared distance within the batch, for each
         field: of two labels or words that differ, or a squared distance of 1 between two vectors.
     """
 
-    def couple(x0: Array, x1: Array, c: Condition) -> Array:
+    def couple(keys: PRNGKey, x0: Array, x1: Array, c: Condition) -> Array:
         cost = _squared_distances(x0, x1)
         if condition_weight:
             cost = cost + condition_weight * jnp.mean(cost) * sum(map(_differences, jax.tree.leaves(c.value)))
-        rows, columns = assignment(cost)
-        return jnp.zeros_like(x0).at[columns].set(x0[rows])
+        return x0[match(keys, cost)]
 
     return couple
+
+
+def assigned(assignment: Callable[[Array], tuple[Array, Array]]) -> Match:
+    """The cheapest permutation.
+
+    Args:
+      assignment: cost ``(B, B)`` -> rows and columns ``(B,)``, e.g. ``optax.assignment.hungarian_algorithm``.
+    """
+
+    def match(keys: PRNGKey, cost: Array) -> Array:
+        rows, columns = assignment(cost)
+        return jnp.zeros(cost.shape[0], jnp.int32).at[columns].set(rows)
+
+    return match
+
+
+def drawn(plan: Callable[[Array], Array]) -> Match:
+    """Each x1 draws its noise from its column of a transport plan, as of the entropic problem (Sinkhorn).
+
+    The same noise may go to two x1; over the draws its law is kept, as the rows of a plan have equal sums.
+
+    Args:
+      plan: cost ``(B, B)`` -> joint probabilities ``(B, B)``, up to a factor.
+    """
+
+    def match(keys: PRNGKey, cost: Array) -> Array:
+        return jax.vmap(jax.random.categorical)(keys, jnp.log(plan(cost)).T)
+
+    return match
 
 
 def _squared_distances(a: Array, b: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from flowguide.couplings import Coupling, independent
 from flowguide.paths import Path
 from flowguide.typing import Array, CondVelocity, PRNGKey
 
+Weight: TypeAlias = Callable[[Path, Array], Array]  # path, t (B,) -> (B,)
+
 
 def example_keys(root: PRNGKey, step: Array, index: Array) -> PRNGKey:
     """Typed keys ``(B,)`` that depend on (root, step, global index of the example) and on nothing else.
@@ -21,6 +23,40 @@ def example_keys(root: PRNGKey, step: Array, index: Array) -> PRNGKey:
     They make every draw of training independent of how many devices or hosts share the batch.
     """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(root, step), index)
+
+
+def constant() -> Weight:
+    """1: the error of the velocity itself."""
+    return lambda path, t: jnp.ones_like(t)
+
+
+def x1_error() -> Weight:
+    """(σ/Δ)², Δ = α̇σ − ασ̇: makes it the error of x̂1, as x̂1 = (σu − σ̇x)/Δ; (1 − t)² on the linear path."""
+    return lambda path, t: jnp.square(path.sigma(t) / paths.wronskian(path, t))
+
+
+def x0_error() -> Weight:
+    """(α/Δ)²: makes it the error of x̂0, the noise (DDPM's simple loss, Ho et al. 2020, eq. 14); t² if linear."""
+    return lambda path, t: jnp.square(path.alpha(t) / paths.wronskian(path, t))
+
+
+def min_snr(limit: float = 5.0) -> Weight:
+    """min(α²/σ², limit) times the weight of the error of x̂1 (Hang et al. 2023, §3.4: "Min-SNR-γ")."""
+
+    def weight(path: Path, t: Array) -> Array:
+        # Written without the quotient α²/σ², which is infinite at t = 1.
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        return jnp.minimum(alpha**2, limit * sigma**2) / jnp.square(paths.wronskian(path, t))
+
+    return weight
+
+
+WEIGHTS: dict[str, Callable[..., Weight]] = {
+    "constant": constant,
+    "x1_error": x1_error,
+    "x0_error": x0_error,
+    "min_snr": min_snr,
+}
 
 
 class Recipe(NamedTuple):
@@ -33,6 +69,7 @@ class Recipe(NamedTuple):
       drop_rate: probability that an example loses its whole condition.
       drop_field_rate: probability that an example loses one field of several, or the range it is drawn from.
       stratified: if positive, the global batch size over which t is stratified.
+      weight: of the error at t, one of ``WEIGHTS``.
     """
 
     path: Path
@@ -41,6 +78,7 @@ class Recipe(NamedTuple):
     drop_rate: float = 0.1
     drop_field_rate: float | tuple[float, float] = 0.1
     stratified: int = 0
+    weight: Weight = constant()
 
 
 def squared_error(velocity: CondVelocity, path: Path, t: Array, x0: Array, x1: Array, c: Condition) -> Array:
@@ -69,9 +107,9 @@ def flow_matching(
         warp = _after(recipe.warp, lambda tau: times.stratify(tau, index, recipe.stratified))
     t = times.draw(t_keys, warp)
     x0 = jax.vmap(lambda key: jax.random.normal(key, x1.shape[1:], x1.dtype))(x_keys)
-    x0 = recipe.coupling(x0, x1, c)
+    x0 = recipe.coupling(jax.vmap(jax.random.fold_in, in_axes=(0, None))(x_keys, 1), x0, x1, c)
     c = condition.drop(c_keys, c, recipe.drop_rate, recipe.drop_field_rate)
-    return squared_error(velocity, recipe.path, t, x0, x1, c)
+    return recipe.weight(recipe.path, t) * squared_error(velocity, recipe.path, t, x0, x1, c)
 
 
 def _after(outer: Callable[[Array], Array], inner: Callable[[Array], Array]) -> Callable[[Array], Array]:

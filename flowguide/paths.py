@@ -119,19 +119,19 @@ def conditional_velocity(p: Path, t: Array, x0: Array, x1: Array) -> Array:
 def velocity_to_x1(p: Path, t: Array, x: Array, u: Array) -> Array:
     """E[x1|x_t] from the velocity; regular on all of [0, 1]."""
     t = _over(t, x)
-    return (p.sigma(t) * u - p.d_sigma(t) * x) / _delta(p, t)
+    return (p.sigma(t) * u - p.d_sigma(t) * x) / wronskian(p, t)
 
 
 def velocity_to_x0(p: Path, t: Array, x: Array, u: Array) -> Array:
     """E[x0|x_t] from the velocity; regular on all of [0, 1]."""
     t = _over(t, x)
-    return (p.d_alpha(t) * x - p.alpha(t) * u) / _delta(p, t)
+    return (p.d_alpha(t) * x - p.alpha(t) * u) / wronskian(p, t)
 
 
 def velocity_to_score(p: Path, t: Array, x: Array, u: Array) -> Array:
     """∇log p_t from the velocity. 0/0 at t = 1: for an SDE take ``velocity_to_scaled_score`` there instead."""
     t = _over(t, x)
-    return _divide(p.alpha(t) * u - p.d_alpha(t) * x, p.sigma(t) * _delta(p, t))
+    return _divide(p.alpha(t) * u - p.d_alpha(t) * x, p.sigma(t) * wronskian(p, t))
 
 
 def velocity_to_scaled_score(p: Path, t: Array, x: Array, u: Array) -> Array:
@@ -143,22 +143,23 @@ def velocity_to_scaled_score(p: Path, t: Array, x: Array, u: Array) -> Array:
 def x1_to_velocity(p: Path, t: Array, x: Array, x1: Array) -> Array:
     """The velocity (σ̇/σ)x + (Δ/σ)x̂1 from E[x1|x_t]. 0/0 at t = 1."""
     t = _over(t, x)
-    return _divide(p.d_sigma(t) * x + _delta(p, t) * x1, p.sigma(t))
+    return _divide(p.d_sigma(t) * x + wronskian(p, t) * x1, p.sigma(t))
 
 
 def x0_to_velocity(p: Path, t: Array, x: Array, x0: Array) -> Array:
     """The velocity (α̇/α)x − (Δ/α)x̂0 from E[x0|x_t]. 0/0 at t = 0."""
     t = _over(t, x)
-    return _divide(p.d_alpha(t) * x - _delta(p, t) * x0, p.alpha(t))
+    return _divide(p.d_alpha(t) * x - wronskian(p, t) * x0, p.alpha(t))
 
 
 def score_to_velocity(p: Path, t: Array, x: Array, score: Array) -> Array:
     """The velocity (α̇/α)x + κs from the score. 0/0 at t = 0."""
     t = _over(t, x)
-    return _divide(p.d_alpha(t) * x + p.sigma(t) * _delta(p, t) * score, p.alpha(t))
+    return _divide(p.d_alpha(t) * x + p.sigma(t) * wronskian(p, t) * score, p.alpha(t))
 
 
-def _delta(p: Path, t: Array) -> Array:
+def wronskian(p: Path, t: Array) -> Array:
+    """Δ = α̇σ − ασ̇, positive: 1 on the linear path."""
     return p.d_alpha(t) * p.sigma(t) - p.alpha(t) * p.d_sigma(t)
 
 

@@ -13,7 +13,7 @@ Sample i depends on (seed, i) and its own condition alone, not on the batch it i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from flowguide.condition import Condition
 from flowguide.data import DataInfo, info_from_json, to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
-from flowguide.typing import Array, Device, PRNGKey, PyTree
+from flowguide.typing import Array, Device, PRNGKey, PyTree, Velocity
 
 ADAPTIVE = tuple(sorted(solvers.PAIRS))
 STOCHASTIC = tuple(sorted(solvers.STOCHASTIC))
@@ -73,8 +73,9 @@ class Method(NamedTuple):
 
     Attributes:
       solver: one of ``SOLVER_NAMES``; those of ``ADAPTIVE`` choose their own steps.
-      steps: of the grid; not read by adaptive solvers.
-      warp: name of the warp of the grid (``times.WARPS``).
+      steps: of a grid given by name; not read by adaptive solvers.
+      grid: of deterministic and stochastic solvers: the name of a warp (``times.WARPS``), or the nodes themselves,
+        increasing from 0 to 1, whose number then says the steps. ``fit_grid`` finds good ones.
       interval: the times between which guidance is applied, or None for all.
       replace_null: the negative condition takes the place of ∅.
       rescale: strength φ of the rescaling of Lin et al. 2024.
@@ -85,7 +86,7 @@ class Method(NamedTuple):
 
     solver: str = "heun"
     steps: int = 25
-    warp: str = "uniform"
+    grid: str | tuple[float, ...] = "uniform"
     interval: tuple[float, float] | None = None
     replace_null: bool = False
     rescale: float = 0.0
@@ -192,6 +193,82 @@ def sample(
     return Samples(to_image(x) if run.info.kind == "image" else x, np.concatenate(cost))
 
 
+def fit_grid(
+    run: Run,
+    cond: Sequence[str] | Condition,
+    *,
+    gamma: float | np.ndarray = 1.0,
+    negative: Sequence[str | Condition] = (),
+    gamma_negative: float = 1.0,
+    method: Method = DEFAULT,
+    seed: int = 0,
+    iterations: int = 30,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[float, ...]:
+    """The grid of ``method.steps`` steps on which these guided samples come closest to the exact flow.
+
+    ``solvers.fit_grid`` with pilot noise of its own, on one device; the nodes are for ``Method.grid``.
+
+    Args:
+      run: from ``load``.
+      cond: the conditions of the pilot samples, one prompt each, of all that the grid is to serve: 64 are enough.
+      gamma: guidance scale γ, for all or for each.
+      negative: as in ``sample``.
+      gamma_negative: as in ``sample``.
+      method: how to integrate; its grid is not read.
+      seed: of the samples to be drawn; the pilot's noise is other noise.
+      iterations: of the fit.
+      progress: see ``solvers.fit_grid``.
+
+    Raises:
+      UserError: for settings that cannot be, and solvers that no grid can be fitted to.
+    """
+    if method.solver not in solvers.SOLVERS:
+        raise UserError(f"a grid is fitted to {', '.join(sorted(solvers.SOLVERS))}; got the solver {method.solver}")
+    num = _batch(cond) if isinstance(cond, Condition) else len(cond)
+    c = _condition(cond, run.info.fields, num)
+    away = tuple(_condition(d, run.info.fields, num) for d in negative)
+    gammas = np.broadcast_to(np.asarray(gamma, np.float32), (num,))
+    _check(run, c, gammas, away, gamma_negative, method)
+    guided, _ = _guided(run.network, method, run.params, c, away, jnp.asarray(gammas), jnp.float32(gamma_negative))
+    key = jax.random.fold_in(jax.random.key(seed), 2**31)  # no sample has this number
+    noise = jax.random.normal(key, (num, *run.info.shape))
+    solver = solvers.SOLVERS[method.solver](paths.PATHS[run.path]())
+    try:
+        ts = solvers.fit_grid(solver, guided, noise, method.steps, iterations=iterations, progress=progress)
+    except ValueError as error:
+        raise UserError(f"no grid could be fitted: {error}") from error
+    return tuple(float(t) for t in ts)
+
+
+def _guided(
+    network: Network,
+    method: Method,
+    params: PyTree,
+    c: Condition,
+    away: tuple[Condition, ...],
+    gamma: Array,
+    gamma_negative: Array,
+) -> tuple[Velocity, guidance.Guidance]:
+    velocity = partial(network.velocity, params)
+    rules = guidance.classifier_free(
+        velocity,
+        c,
+        gamma,
+        negative=away,
+        gamma_negative=None if method.replace_null or not away else gamma_negative,
+        interval=method.interval,
+        phi=method.rescale,
+    )
+    return guidance.guide(velocity, c, rules, method.passes), rules
+
+
+def _nodes(method: Method) -> Array:
+    if isinstance(method.grid, str):
+        return times.grid(method.steps, times.WARPS[method.grid]())
+    return jnp.asarray(method.grid, jnp.float32)
+
+
 @lru_cache(maxsize=32)
 def _program(network: Network, path: str, shape: tuple[int, ...], method: Method, mesh: jax.sharding.Mesh):
     """The jitted sampler. Each device integrates its own share, without a word to the others."""
@@ -199,17 +276,7 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
     def draw(
         params: PyTree, keys: PRNGKey, c: Condition, away: tuple[Condition, ...], gamma: Array, gamma_negative: Array
     ) -> tuple[Array, Array, Array]:
-        velocity = partial(network.velocity, params)
-        rules = guidance.classifier_free(
-            velocity,
-            c,
-            gamma,
-            negative=away,
-            gamma_negative=None if method.replace_null or not away else gamma_negative,
-            interval=method.interval,
-            phi=method.rescale,
-        )
-        guided = guidance.guide(velocity, c, rules, method.passes)
+        guided, rules = _guided(network, method, params, c, away, gamma, gamma_negative)
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         if method.solver in ADAPTIVE:
             edges = [t for t in method.interval or () if 0 < t < 1]
@@ -222,13 +289,12 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
             cost = jnp.sum(s.evaluations * (1 + len(rules.references) * active))
             x, status = s.x, s.status
         else:
-            on = paths.PATHS[path]()
             if method.solver in STOCHASTIC:
                 noise_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-                solver = solvers.STOCHASTIC[method.solver](on, noise_keys, method.eta)
+                solver = solvers.STOCHASTIC[method.solver](paths.PATHS[path](), noise_keys, method.eta)
             else:
-                solver = solvers.SOLVERS[method.solver](on)
-            ts = times.grid(method.steps, times.WARPS[method.warp]())
+                solver = solvers.SOLVERS[method.solver](paths.PATHS[path]())
+            ts = _nodes(method)
             cost = guidance.network_evaluations(solver, rules, ts)
             x, status = solvers.solve(solver, guided, x, ts), jnp.int32(solvers.Status.DONE)
         return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
@@ -262,8 +328,14 @@ def _check(
 ) -> None:
     if method.solver not in SOLVER_NAMES:
         raise UserError(f"unknown solver {method.solver!r}: there are {', '.join(SOLVER_NAMES)}")
-    if method.warp not in times.WARPS:
-        raise UserError(f"unknown grid {method.warp!r}: there are {', '.join(sorted(times.WARPS))}")
+    if isinstance(method.grid, str) and method.grid not in times.WARPS:
+        raise UserError(
+            f"unknown grid {method.grid!r}: there are {', '.join(sorted(times.WARPS))}, or nodes of its own"
+        )
+    if not isinstance(method.grid, str):
+        nodes = np.asarray(method.grid, np.float32)
+        if len(nodes) < 2 or nodes[0] != 0 or nodes[-1] != 1 or not (np.diff(nodes) > 0).all():
+            raise UserError(f"the nodes of a grid increase from 0 to 1; got {', '.join(f'{t:g}' for t in nodes)}")
     if method.steps < 1:
         raise UserError(f"steps must be at least 1; got {method.steps}")
     if not (np.isfinite(gamma).all() and np.isfinite(gamma_negative)):

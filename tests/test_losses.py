@@ -7,7 +7,7 @@ import optax
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from flowguide import analytic, couplings, losses, paths, times
+from flowguide import analytic, build, couplings, losses, paths, times
 from flowguide.condition import given
 
 N = 50_000
@@ -50,39 +50,88 @@ def test_examples_do_not_depend_on_their_neighbours():
     np.testing.assert_allclose(whole[part], some, rtol=1e-6)
 
 
-def test_minibatch_coupling_is_the_optimal_assignment():
+KEYS = jax.random.split(jax.random.key(9), 64)
+ASSIGNED = couplings.assigned(optax.assignment.hungarian_algorithm)
+
+
+def test_assigned_coupling_is_the_optimal_assignment():
     x0, x1 = jax.random.normal(jax.random.key(0), (2, 12, 3))
-    c = given(jnp.arange(12))
-    paired = couplings.minibatch(optax.assignment.hungarian_algorithm)(x0, x1, c)
+    paired = couplings.minibatch(ASSIGNED)(KEYS[:12], x0, x1, given(jnp.arange(12)))
     cost = np.square(np.asarray(x0)[:, None] - np.asarray(x1)[None]).sum(-1)
     rows, columns = linear_sum_assignment(cost)
     assert float(jnp.sum((paired - x1) ** 2)) == pytest.approx(cost[rows, columns].sum(), rel=1e-5)
     np.testing.assert_allclose(np.sort(paired, 0), np.sort(x0, 0))  # the same noise, in another order
 
 
+def test_sinkhorn_draws_from_a_plan_between_the_assignment_and_independence():
+    """Little entropy: the assignment's cost. Much: that of unpaired noise. Always the same noise, from rows alike."""
+    x0, x1 = jax.random.normal(jax.random.key(0), (2, 64, 2))
+    c = given(jnp.arange(64))
+
+    def cost(coupling):
+        drawn = [coupling(jax.random.split(jax.random.key(i), 64), x0, x1, c) for i in range(8)]
+        assert np.isin(np.asarray(drawn), np.asarray(x0)).all()
+        return np.mean([jnp.mean(jnp.sum((d - x1) ** 2, -1)) for d in drawn]), np.mean(drawn)
+
+    best, _ = cost(couplings.minibatch(ASSIGNED))
+    sharp, mean = cost(jax.jit(build.COUPLINGS["sinkhorn"](0.002)))
+    flat, _ = cost(jax.jit(build.COUPLINGS["sinkhorn"](100.0)))
+    assert best * 0.99 < sharp < 1.1 * best
+    every = float(jnp.mean(jnp.sum((x0[:, None] - x1) ** 2, -1)))
+    assert flat == pytest.approx(every, rel=0.1)
+    assert abs(mean - float(x0.mean())) < 0.05
+
+
+COUPLINGS = [build.COUPLINGS[name] for name in ("assigned", "sinkhorn")]
+
+
+@pytest.mark.parametrize("make", COUPLINGS, ids=["assigned", "sinkhorn"])
 @pytest.mark.parametrize(("weight", "skewed"), [(0.0, True), (100.0, False)])
-def test_noise_given_a_condition_stays_standard_normal_only_if_the_coupling_knows_it(weight, skewed):
+def test_noise_given_a_condition_stays_standard_normal_only_if_the_coupling_knows_it(make, weight, skewed):
     """Two classes at ±2: plain transport gives each the noise on its own side, so that E[x0|c] is not 0."""
     label = jnp.arange(64) % 2
     x1 = jnp.where(label == 1, 2.0, -2.0)[:, None] + 0.1 * jax.random.normal(jax.random.key(1), (64, 1))
-    couple = jax.jit(couplings.minibatch(optax.assignment.hungarian_algorithm, weight))
+    couple = jax.jit(make(condition_weight=weight))
     means, changed = [], []
     for seed in range(20):
         x0 = jax.random.normal(jax.random.key(100 + seed), (64, 1))
-        paired = couple(x0, x1, given({"kind": label}))
+        paired = couple(KEYS, x0, x1, given({"kind": label}))
         means.append(float(paired[label == 1].mean()))
         changed.append(bool(jnp.any(paired != x0)))
     assert all(changed)  # it exchanges pairs, be it within a class
-    error = 1 / np.sqrt(20 * 32)
-    assert abs(np.mean(means)) > 10 * error if skewed else abs(np.mean(means)) < 4 * error
+    error = 2 / np.sqrt(20 * 32)  # noise that is drawn twice makes it up to twice the standard error
+    assert abs(np.mean(means)) > 8 * error if skewed else abs(np.mean(means)) < 3 * error
 
 
 def test_conditions_keep_apart_whatever_their_kind():
     x0, x1 = jax.random.normal(jax.random.key(0), (2, 6, 1))
     kinds = {"vector": jnp.arange(6.0)[:, None] * 3, "tokens": jnp.arange(12).reshape(6, 2), "label": jnp.arange(6)}
     for value in kinds.values():
-        couple = couplings.minibatch(optax.assignment.hungarian_algorithm, 100.0)
-        np.testing.assert_array_equal(couple(x0, x1, given(value)), x0)
+        couple = couplings.minibatch(ASSIGNED, 100.0)
+        np.testing.assert_array_equal(couple(KEYS[:6], x0, x1, given(value)), x0)
+
+
+@pytest.mark.parametrize("path", ["linear", "trig"])
+def test_weights_turn_the_error_of_the_velocity_into_that_of_a_prediction(path):
+    p, weigh = paths.PATHS[path](), {name: make() for name, make in losses.WEIGHTS.items()}
+    t = jnp.linspace(0.05, 0.95, 7)
+    x0, x1 = jax.random.normal(jax.random.key(0), (2, 7, 3))
+    x = paths.interpolate(p, t, x0, x1)
+    u = jax.random.normal(jax.random.key(1), x.shape)
+    error = losses.squared_error(lambda t, x, c: u, p, t, x0, x1, given(jnp.zeros(7, int)))
+    of_x1 = jnp.mean((paths.velocity_to_x1(p, t, x, u) - x1) ** 2, -1)
+    of_x0 = jnp.mean((paths.velocity_to_x0(p, t, x, u) - x0) ** 2, -1)
+    snr = (p.alpha(t) / p.sigma(t)) ** 2
+    expected = {"constant": error, "x1_error": of_x1, "x0_error": of_x0, "min_snr": jnp.minimum(snr, 5.0) * of_x1}
+    for name, value in expected.items():
+        np.testing.assert_allclose(weigh[name](p, t) * error, value, rtol=1e-4)
+        assert np.isfinite(weigh[name](p, jnp.array([0.0, 1.0]))).all()
+    recipe = losses.Recipe(p, times.uniform(), weight=weigh["x1_error"])
+    keys = losses.example_keys(jax.random.key(3), 0, jnp.arange(7))
+    plain = losses.flow_matching(lambda t, x, c: x, recipe._replace(weight=losses.constant()), keys, t, x1, given(t))
+    ratio = losses.flow_matching(lambda t, x, c: x, recipe, keys, t, x1, given(t)) / plain
+    t_keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(keys)
+    np.testing.assert_allclose(ratio, weigh["x1_error"](p, times.draw(t_keys, recipe.warp)), rtol=1e-5)
 
 
 def test_stratified_times_lower_the_variance_of_the_loss():

@@ -106,6 +106,21 @@ def test_changing_gamma_seed_or_condition_compiles_nothing():
     assert program._cache_size() == before > 0
 
 
+def test_a_grid_of_ones_own_and_a_fitted_one():
+    own = draw(method=sampling.Method("ab2", grid=tuple(i / 6 for i in range(7))))
+    np.testing.assert_allclose(own.x, draw(method=sampling.Method("ab2", 6)).x, atol=1e-5)
+    assert (own.evaluations == 12).all()
+
+    method, asked = sampling.Method("abm3", 4), {"gamma": 3.0, "negative": ["beard=yes"]}
+    grid = sampling.fit_grid(RUN, ["hat=red", ""] * 8, method=method, iterations=10, **asked)
+    assert len(grid) == 5
+    exact = draw(method=sampling.Method("dopri5", tolerance=1e-6), **asked).x
+    error = [np.abs(draw(method=m, **asked).x - exact).mean() for m in (method, method._replace(grid=grid))]
+    assert error[1] < 0.7 * error[0]
+    with pytest.raises(UserError, match=r"a grid is fitted to ab2, .*; got the solver renoise"):
+        sampling.fit_grid(RUN, ["hat=red"], method=sampling.Method("renoise"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -114,7 +129,9 @@ def test_changing_gamma_seed_or_condition_compiles_nothing():
         ({"gamma": float("nan")}, "must be finite"),
         ({"num": 0}, "at least 1"),
         ({"method": sampling.Method("rk5")}, "unknown solver 'rk5': there are"),
-        ({"method": sampling.Method(warp="log")}, "unknown grid 'log'"),
+        ({"method": sampling.Method(grid="log")}, "unknown grid 'log'"),
+        ({"method": sampling.Method(grid=(0.0, 0.5, 0.4, 1.0))}, "increase from 0 to 1; got 0, 0.5, 0.4, 1"),
+        ({"method": sampling.Method(grid=(0.1, 1.0))}, "increase from 0 to 1; got 0.1, 1"),
         ({"method": sampling.Method(interval=(0.6, 0.2))}, "0 <= start < stop <= 1"),
         ({"method": sampling.Method(replace_null=True)}, "one negative condition"),
         ({"method": sampling.Method(rescale=2.0)}, "between 0 and 1"),

@@ -1,6 +1,7 @@
 """The exact laboratory: laws whose fields are known, and closed forms of what guidance samples from them."""
 
 from flowguide.analytic.guided import Moments, existence, guided_moments, scheduled_variance, tilted_moments
+from flowguide.analytic.integrated import integrated_moments
 from flowguide.analytic.laws import (
     Joint,
     Mixture,
@@ -22,6 +23,7 @@ __all__ = [
     "existence",
     "flow_matching_minimum",
     "guided_moments",
+    "integrated_moments",
     "joint",
     "log_density",
     "mixture",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -126,7 +127,8 @@ def scheduled_variance(
     total = 0.0
     for start, end in pairwise(ends):
         t = start + (end - start) * (points + 1) / 2
-        a, b, da, db = (np.asarray(f(jnp.asarray(t)), float) for f in path)
+        with jax.enable_x64(True):
+            a, b, da, db = (np.asarray(f(jnp.asarray(t))) for f in path)
         # dr/dt = −2σΔ/α³, in S = α²v + σ² so that nothing is singular at t = 0
         slope = -2 * a * b * (da * b - a * db) * (variance_null - variance)
         slope = slope / ((a**2 * variance + b**2) * (a**2 * variance_null + b**2))

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from flowguide import paths
 from flowguide.condition import Condition
 from flowguide.paths import Path
 from flowguide.typing import Array, CondVelocity
@@ -190,9 +191,7 @@ def flow_matching_minimum(m: Mixture, p: Path, t: Array) -> Array:
         raise ValueError(f"the minimum has a closed form for one component; got {m.means.shape[0]}")
     t = jnp.asarray(t)[:, None]
     v = jnp.linalg.eigvalsh(m.covariances[0])
-    a, b = p.alpha(t), p.sigma(t)
-    delta = p.d_alpha(t) * b - a * p.d_sigma(t)
-    return jnp.mean(v * delta**2 / (a**2 * v + b**2), -1)
+    return jnp.mean(v * paths.wronskian(p, t) ** 2 / (p.alpha(t) ** 2 * v + p.sigma(t) ** 2), -1)
 
 
 def _admitted(m: Mixture, c: Condition) -> Array:

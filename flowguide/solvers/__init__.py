@@ -1,6 +1,6 @@
-"""Solvers for flows: ``solve`` on a grid, ``solve_adaptive`` to a tolerance. Needs only jax and numpy.
+"""Solvers for flows: ``solve`` on a grid, ``solve_adaptive`` to a tolerance, ``fit_grid``. Needs only jax and numpy.
 
-``euler() ... ab3()`` serve any dx/dt = velocity(t, x). ``ddim``, ``dpmpp_2m`` and ``unipc2`` read the data prediction
+``euler() ... abm3()`` serve any dx/dt = velocity(t, x). ``ddim``, ``dpmpp_2m`` and ``unipc2`` read the data prediction
 off the velocity and therefore take the path; so do the stochastic solvers, which also take a key for each sample.
 """
 
@@ -10,7 +10,8 @@ from flowguide.paths import Path
 from flowguide.solvers.adaptive import Solution, Status, solve_adaptive
 from flowguide.solvers.diffrax_bridge import as_diffrax, from_diffrax
 from flowguide.solvers.exponential import ddim, dpmpp_2m, unipc2
-from flowguide.solvers.multistep import ab2, ab3
+from flowguide.solvers.fitted import fit_grid
+from flowguide.solvers.multistep import ab2, ab3, abm3
 from flowguide.solvers.runge_kutta import (
     BOSH3,
     DOPRI5,
@@ -44,6 +45,7 @@ SOLVERS: dict[str, Callable[[Path], Solver]] = {
     "rk4": lambda path: rk4(),
     "ab2": lambda path: ab2(),
     "ab3": lambda path: ab3(),
+    "abm3": lambda path: abm3(),
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
     "unipc2": unipc2,
@@ -79,6 +81,7 @@ __all__ = [
     "Tableau",
     "ab2",
     "ab3",
+    "abm3",
     "as_diffrax",
     "bosh3",
     "ddim",
@@ -87,6 +90,7 @@ __all__ = [
     "euler",
     "euler_maruyama",
     "evaluation_times",
+    "fit_grid",
     "from_diffrax",
     "heun",
     "memoryless",

@@ -57,8 +57,8 @@ def solve(
       The state at ``ts[-1]``; with ``trajectory`` the states at all nodes, each leaf ``(N + 1, ...)``.
 
     Raises:
-      ValueError: if ``ts`` is not a vector of two nodes or more, or (where its values are known while tracing) is not
-        strictly increasing or decreasing.
+      ValueError: if ``ts`` is not a vector of two nodes or more, strictly increasing or decreasing. Where its values
+        are not known while tracing, bad ones make all of the result NaN, as a velocity that is NaN does.
       TypeError: if x is not floating, or the velocity has not the structure, shapes or kind of dtype of x.
     """
     ts = check_nodes(ts)
@@ -100,7 +100,7 @@ def checkpointed_scan(body: Callable, carry: PyTree, xs: tuple[Array, ...]) -> t
 
 
 def check_nodes(ts: Array) -> Array:
-    """``ts`` as an array, refused if it is no grid; what is known while tracing is checked then."""
+    """``ts`` as an array, refused if it is no grid. One whose values are traced and are no grid becomes NaN."""
     if np.ndim(ts) != 1 or np.shape(ts)[0] < 2:
         raise ValueError(f"ts must be a vector of at least 2 nodes, from start to end; got shape {np.shape(ts)}")
     if not isinstance(ts, Tracer):
@@ -108,7 +108,9 @@ def check_nodes(ts: Array) -> Array:
         if not ((way > 0).all() or (way < 0).all()):
             got = np.array2string(np.asarray(ts), threshold=8)
             raise ValueError(f"ts must be strictly increasing or strictly decreasing, without NaN; got {got}")
-    return jnp.asarray(ts)
+        return jnp.asarray(ts)
+    way = jnp.diff(ts)
+    return jnp.where(jnp.all(way > 0) | jnp.all(way < 0), ts, jnp.nan)
 
 
 def checked(velocity: Velocity, x: PyTree) -> Velocity:

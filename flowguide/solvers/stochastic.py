@@ -31,7 +31,7 @@ Diffusion: TypeAlias = Callable[[Path, Array], Array]  # D_t = σ²/2 of the noi
 
 def memoryless(eta: float | Array = 1.0) -> Diffusion:
     """D_t = ηκ = ησ(α̇σ − ασ̇)/α; η = 1 is the "SBDM" coefficient of SiT (Ma et al. 2024, Table 1)."""
-    return lambda p, t: eta * p.sigma(t) * (p.d_alpha(t) * p.sigma(t) - p.alpha(t) * p.d_sigma(t)) / p.alpha(t)
+    return lambda p, t: eta * p.sigma(t) * paths.wronskian(p, t) / p.alpha(t)
 
 
 def constant(scale: float | Array = 1.0) -> Diffusion:

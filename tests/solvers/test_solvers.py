@@ -22,6 +22,7 @@ ORDER = {
     "tsit5": 5,
     "ab2": 2,
     "ab3": 3,
+    "abm3": 3,
     "ddim": 1,
     "dpmpp_2m": 2,
     "unipc2": 3,
@@ -281,3 +282,33 @@ def test_flow_of_a_gaussian_is_its_affine_map(name):
         assert bool(sol.success)
         # vp stands still for the last 1e-5 of the time, which moves x by about that times |u| = 0.2.
         np.testing.assert_allclose(sol.x, expected, atol=1e-5 if name == "vp" else 1e-7)
+
+
+def test_traced_nodes_that_are_no_grid_make_all_of_the_result_nan():
+    run = jax.jit(lambda ts: solvers.solve(solvers.ab2(), lambda t, x: x, jnp.ones(2), ts))
+    assert np.isfinite(run(jnp.array([1.0, 0.5, 0.0]))).all()
+    for bad in ([0.0, 0.5, 0.5, 1.0], [0.0, 0.7, 0.3, 1.0], [0.0, np.nan, 1.0]):
+        assert np.isnan(run(jnp.array(bad))).all()
+
+
+@pytest.mark.parametrize("name", ["abm3", "unipc2"])
+def test_fitted_grid_beats_equal_steps_on_new_noise(name):
+    law = analytic.mixture(jnp.ones(3) / 3, [[2.0, 0.0], [-1.0, 1.5], [0.0, -1.0]], [0.05, 0.02, 0.1])
+    u = bind(analytic.velocity(law, PATH), given(jnp.zeros(128, int)))
+    pilot, x0 = jax.random.normal(jax.random.key(0), (2, 128, 2))
+    seen = []
+    ts = solvers.fit_grid(make(name), u, pilot, 6, iterations=25, progress=lambda i, rms: seen.append(rms))
+    assert (ts[0], ts[-1]) == (0.0, 1.0)
+    assert (np.diff(ts) > 0).all()
+    assert seen[-1] < seen[0]
+    exact = solvers.solve(solvers.rk4(), u, x0, times.grid(200))
+
+    def error(ts):
+        return float(jnp.mean(jnp.linalg.norm(solvers.solve(make(name), u, x0, ts) - exact, axis=1)))
+
+    assert error(ts) < 0.6 * error(times.grid(6))
+
+
+def test_fitted_grid_refuses_what_is_not_finite():
+    with pytest.raises(ValueError, match="4 equal steps, or the exact flow, is not finite"):
+        solvers.fit_grid(make("ab2"), lambda t, x: x / 0, jnp.ones((2, 2)), 4)
