@@ -8,7 +8,7 @@ along the trajectory that ends in x_1 (Chen et al. 2018, eq. 8; Lipman et al. 20
 from x_1 back to noise with any solver for trees.
 
 Of a *guided* velocity this is the density of that sampler: normalised, but neither p(x|c) nor p(x)^(1−γ)·p(x|c)^γ. A
-rule that remembers earlier steps has no velocity field, hence no density: give functions of (t, x) alone.
+rule that remembers earlier steps has no velocity field, hence no density: a ``StatefulVelocity`` is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from flowguide import times
-from flowguide.solvers import Solver, rk4, solve
+from flowguide.solvers import Solver, StatefulVelocity, rk4, solve, vector_field
 from flowguide.typing import Array, PRNGKey, PyTree, Velocity
 
 # (velocity, t (), x (B, *D)) -> the velocity there and its divergence (B,)
@@ -88,7 +88,7 @@ def hutchinson(keys: PRNGKey, shape: tuple[int, ...], probes: int = 1) -> Diverg
 
 
 def log_density(
-    velocity: Velocity,
+    velocity: Velocity | StatefulVelocity,
     x1: Array,
     *,
     divergence: Divergence | None = None,
@@ -108,8 +108,9 @@ def log_density(
 
     Raises:
       ValueError: if ``ts`` does not increase.
+      TypeError: for a ``StatefulVelocity``.
     """
-    split = divergence or exact_divergence()
+    split, velocity = divergence or exact_divergence(), vector_field(velocity, "a density")
 
     def together(t: Array, state: PyTree) -> PyTree:
         u, trace = split(velocity, t, state[0])
@@ -135,14 +136,18 @@ def bits_per_dimension(log_density: Array, size: int, levels: int = 256, width: 
     return -log_density / (size * math.log(2)) + math.log2(levels / width)
 
 
-def encode(velocity: Velocity, x1: Array, *, ts: Array | None = None, solver: Solver | None = None) -> Array:
+def encode(
+    velocity: Velocity | StatefulVelocity, x1: Array, *, ts: Array | None = None, solver: Solver | None = None
+) -> Array:
     """The noise that the flow carries to x1: the solve from data back to noise."""
-    return solve(solver or rk4(), velocity, x1, _nodes(ts)[::-1])
+    return solve(solver or rk4(), vector_field(velocity, "encode"), x1, _nodes(ts)[::-1])
 
 
-def decode(velocity: Velocity, x0: Array, *, ts: Array | None = None, solver: Solver | None = None) -> Array:
+def decode(
+    velocity: Velocity | StatefulVelocity, x0: Array, *, ts: Array | None = None, solver: Solver | None = None
+) -> Array:
     """The data that the flow makes of noise: ``solve`` itself, with the same defaults as ``encode``."""
-    return solve(solver or rk4(), velocity, x0, _nodes(ts))
+    return solve(solver or rk4(), vector_field(velocity, "decode"), x0, _nodes(ts))
 
 
 def _nodes(ts: Array | None) -> Array:

@@ -249,7 +249,7 @@ def _guided(
     away: tuple[Condition, ...],
     gamma: Array,
     gamma_negative: Array,
-) -> tuple[Velocity, guidance.Guidance]:
+) -> tuple[Velocity | solvers.StatefulVelocity, guidance.Guidance]:
     velocity = partial(network.velocity, params)
     rules = guidance.classifier_free(
         velocity,
@@ -285,8 +285,8 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
             pair = solvers.PAIRS[method.solver]
             s = solvers.solve_adaptive(guided, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
             middle = (ts[:-1] + ts[1:]) / 2
-            active = jax.vmap(rules.active)(middle)
-            cost = jnp.sum(s.evaluations * (1 + len(rules.references) * active))
+            n = len(rules.references)
+            cost = jnp.sum(s.evaluations * jnp.array([1, 1 + n, n])[jax.vmap(rules.terms)(middle)])
             x, status = s.x, s.status
         else:
             if method.solver in STOCHASTIC:

@@ -1,19 +1,77 @@
 """Guided velocities: rules, scales over time, and where the references come from. Needs only jax and numpy."""
 
-from flowguide.guidance.guide import Guidance, Passes, Reference, classifier_free, guide, network_evaluations
-from flowguide.guidance.rules import cfg, cfg_negative, rescale
-from flowguide.guidance.schedules import constant, interval
+from flowguide.guidance import schedules
+from flowguide.guidance.diagnostics import Gap, gap
+from flowguide.guidance.guide import (
+    Guidance,
+    Passes,
+    Reference,
+    Terms,
+    against,
+    always,
+    classifier_free,
+    compose,
+    guide,
+    network_evaluations,
+)
+from flowguide.guidance.magnitude import beta_normalised, contrastive, magnitude_aware
+from flowguide.guidance.posterior import dynamic_negative, feedback
+from flowguide.guidance.projection import frequencies, laplacian, perpendicular, projected, tangential, zero_star
+from flowguide.guidance.rules import (
+    StatefulRule,
+    cfg,
+    cfg_negative,
+    composed,
+    perturbed,
+    remember,
+    renormalise,
+    rescale,
+    threshold,
+    zero_init,
+)
+from flowguide.guidance.schedules import SCHEDULES, constant, interval, within
+from flowguide.guidance.sources import annealed, rectified, with_gradient
 
 __all__ = [
+    "SCHEDULES",
+    "Gap",
     "Guidance",
     "Passes",
     "Reference",
+    "StatefulRule",
+    "Terms",
+    "against",
+    "always",
+    "annealed",
+    "beta_normalised",
     "cfg",
     "cfg_negative",
     "classifier_free",
+    "compose",
+    "composed",
     "constant",
+    "contrastive",
+    "dynamic_negative",
+    "feedback",
+    "frequencies",
+    "gap",
     "guide",
     "interval",
+    "laplacian",
+    "magnitude_aware",
     "network_evaluations",
+    "perpendicular",
+    "perturbed",
+    "projected",
+    "rectified",
+    "remember",
+    "renormalise",
     "rescale",
+    "schedules",
+    "tangential",
+    "threshold",
+    "with_gradient",
+    "within",
+    "zero_init",
+    "zero_star",
 ]

@@ -2,12 +2,14 @@
 
 A guided velocity is a velocity: solvers never know. The methods differ in where the references come from (the null
 condition, a negative one, another network) and in the rule that combines them; this file only evaluates them, and
-evaluates no more than is needed.
+evaluates no more than is needed. A rule with memory, or references that are reused, make a ``StatefulVelocity``, which
+``solve`` takes as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Literal, NamedTuple
 
 import jax
@@ -16,10 +18,19 @@ import jax.numpy as jnp
 from flowguide import condition
 from flowguide.condition import Condition
 from flowguide.guidance import rules, schedules
-from flowguide.solvers.solver import Solver, evaluation_times
-from flowguide.typing import Array, CondVelocity, Rule, Velocity
+from flowguide.guidance.rules import StatefulRule
+from flowguide.solvers.solver import Solver, StatefulVelocity, evaluation_times
+from flowguide.typing import Array, CondVelocity, PyTree, Rule, Schedule, Velocity
 
 Passes = Literal["together", "apart"]
+
+
+class Terms(IntEnum):
+    """Which velocities a rule needs at some t."""
+
+    CONDITIONAL = 0  # the guided velocity is the conditional one
+    ALL = 1
+    REFERENCES = 2  # the conditional one has no weight
 
 
 class Reference(NamedTuple):
@@ -35,22 +46,35 @@ class Guidance(NamedTuple):
     Attributes:
       references: what the rule is given beside the conditional velocity.
       rule: combines them.
-      active: t () or ``(B,)`` -> bool (), whether the rule does anything at t. Where it is False the references are
-        not evaluated, and the velocity is the conditional one.
+      terms: t () or ``(B,)`` -> ``Terms`` as int32 (), what is evaluated at t.
     """
 
     references: tuple[Reference, ...]
-    rule: Rule
-    active: Callable[[Array], Array]
+    rule: Rule | StatefulRule
+    terms: Callable[[Array], Array]
+
+
+def against(reference: Reference, rule: Rule | StatefulRule, gamma: Schedule) -> Guidance:
+    """Guidance by a rule of one reference that is the conditional velocity where γ(t) = 1."""
+
+    def terms(t: Array) -> Array:
+        return jnp.where(jnp.any(gamma(t) != 1), Terms.ALL, Terms.CONDITIONAL)
+
+    return Guidance((reference,), rule, terms)
+
+
+def always(references: Sequence[Reference], rule: Rule | StatefulRule) -> Guidance:
+    """Guidance by a rule that needs everything at all times."""
+    return Guidance(tuple(references), rule, lambda t: jnp.int32(Terms.ALL))
 
 
 def classifier_free(
     velocity: CondVelocity,
     c: Condition,
-    gamma: Array | float,
+    gamma: Array | float | Schedule,
     *,
     negative: Sequence[Condition] = (),
-    gamma_negative: Array | float | None = None,
+    gamma_negative: Array | float | Schedule | None = None,
     interval: tuple[float, float] | None = None,
     phi: float = 0.0,
 ) -> Guidance:
@@ -59,7 +83,8 @@ def classifier_free(
     Args:
       velocity: one network that holds u(t, x, c) and u(t, x, ∅).
       c: the condition to follow, batch B. Only its structure is used here.
-      gamma: the scale γ, () or ``(B,)``; an array may be traced. 0 is unconditional, 1 conditional, more is guided.
+      gamma: the scale γ, () or ``(B,)``, or a schedule γ(t); an array may be traced. 0 is unconditional, 1 conditional,
+        more is guided.
       negative: conditions to avoid, each of batch B.
       gamma_negative: weight γ_n of the negative conditions, u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅). None lets the one
         negative condition replace ∅ instead, (1 − γ)u_d + γu_c.
@@ -70,8 +95,9 @@ def classifier_free(
       ValueError: if several negative conditions are to replace the one ∅, or a weight has nothing to weigh.
     """
 
-    def scheduled(weight: Array | float, rest: float) -> Callable[[Array], Array]:
-        return schedules.constant(weight) if interval is None else schedules.interval(weight, *interval, rest)
+    def scheduled(weight: Array | float | Schedule, rest: float) -> Schedule:
+        weight = weight if callable(weight) else schedules.constant(weight)
+        return weight if interval is None else schedules.within(weight, *interval, rest)
 
     if gamma_negative is None and len(negative) > 1:
         raise ValueError(
@@ -84,28 +110,47 @@ def classifier_free(
     null = Reference(velocity, condition.null(c))
     avoided = tuple(Reference(velocity, d) for d in negative)
     if gamma_negative is None:
-        references, rule = avoided or (null,), rules.cfg(g)
-
-        def active(t: Array) -> Array:
-            return jnp.any(g(t) != 1)
+        references, rule, n = avoided or (null,), rules.cfg(g), schedules.constant(0.0)
     else:
         n = scheduled(gamma_negative, 0.0)
         references, rule = (null, *avoided), rules.cfg_negative(g, n)
 
-        def active(t: Array) -> Array:
-            return jnp.any(g(t) != 1) | jnp.any(n(t) != 0)
+    def terms(t: Array) -> Array:
+        neutral, without = ~jnp.any(g(t) != 1) & ~jnp.any(n(t) != 0), ~jnp.any(g(t) != 0)
+        return jnp.where(neutral, Terms.CONDITIONAL, jnp.where(without, Terms.REFERENCES, Terms.ALL))
 
     if phi:
+        # The rescaled rule reads the spread of the conditional velocity, whatever its weight.
         rule = rules.rescale(rule, phi)
-    return Guidance(references, rule, active)
+        return Guidance(references, rule, lambda t: jnp.minimum(terms(t), Terms.ALL))
+    return Guidance(references, rule, terms)
 
 
-def guide(velocity: CondVelocity, c: Condition, guidance: Guidance, passes: Passes = "together") -> Velocity:
+def compose(
+    velocity: CondVelocity, c: Condition, gamma: Array | float | Schedule, others: Sequence[tuple[Condition, Schedule]]
+) -> Guidance:
+    """u_∅ + γ(u_c − u_∅) + Σ γ_i(u_i − u_∅): AND for positive, NOT for negative weights (Liu et al. 2022, eq. 11).
+
+    Products of p(c_i|x) where the conditions are independent given x; two times the same condition counts twice.
+
+    Args:
+      velocity: one network for all.
+      c: the first condition, batch B.
+      gamma: its weight.
+      others: the other conditions, batch B each, with their weights, () or ``(B,)`` or schedules.
+    """
+    weights = [w if callable(w) else schedules.constant(w) for w in (gamma, *(w for _, w in others))]
+    references = [Reference(velocity, condition.null(c)), *(Reference(velocity, d) for d, _ in others)]
+    return always(references, rules.composed(weights))
+
+
+def guide(
+    velocity: CondVelocity, c: Condition, guidance: Guidance, passes: Passes = "together", reuse: int = 1
+) -> Velocity | StatefulVelocity:
     """The guided velocity, a function of t () or ``(B,)`` and x ``(B, *D)``.
 
-    Where ``guidance.active`` is False the references are not computed: a ``lax.cond`` around them. It only saves
-    work while its predicate is a scalar, so do not vmap over t; a batch of times runs the references when any of
-    its members needs them.
+    What ``guidance.terms`` does not ask for is not computed: a ``lax.switch`` around it. It only saves work while its
+    index is a scalar, so do not vmap over t; a batch of times evaluates all that any of its members needs.
 
     Args:
       velocity: the conditional velocity u(t (B,), x, c).
@@ -113,33 +158,97 @@ def guide(velocity: CondVelocity, c: Condition, guidance: Guidance, passes: Pass
       guidance: references and rule.
       passes: "together" evaluates v and the references on the same network as one call on an (1 + n)-fold batch,
         best for small batches; "apart" makes 1 + n calls, and needs less memory.
+      reuse: the references are evaluated in every ``reuse``-th guided step alone; between, their last difference from
+        the conditional velocity stands for them (Ma et al. 2024, "Learning-to-Cache", and others for CFG).
+
+    Returns:
+      A velocity; where the rule has a memory or ``reuse`` is above 1, a ``StatefulVelocity`` for ``solve``.
 
     Raises:
-      ValueError: for another word in ``passes``.
+      ValueError: for another word in ``passes``, or ``reuse`` below 1.
     """
     if passes not in ("together", "apart"):
         raise ValueError(f'passes must be "together" or "apart"; got {passes!r}')
+    if reuse < 1:
+        raise ValueError(f"reuse counts steps, from 1 (never) up; got {reuse}")
+    conditional, references = condition.bind(velocity, c), guidance.references
 
-    def evaluate(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+    def found(t: Array, x: Array, own: tuple[Reference, ...]) -> tuple[Array, ...]:
+        """The velocities of ``own``, those of one network in one call."""
         if passes == "apart":
-            return condition.bind(velocity, c)(t, x), tuple(condition.bind(*r)(t, x) for r in guidance.references)
-        shared = [i for i, r in enumerate(guidance.references) if r.velocity is velocity]
-        batch, copies = x.shape[0], 1 + len(shared)
-        cs = condition.concatenate(c, *(guidance.references[i].condition for i in shared))
-        ts = jnp.tile(jnp.broadcast_to(t, (batch,)), copies)
-        v, *found = jnp.split(velocity(ts, jnp.concatenate([x] * copies), cs), copies)
-        own = dict(zip(shared, found, strict=True))
-        refs = (own[i] if i in own else condition.bind(*r)(t, x) for i, r in enumerate(guidance.references))
+            return tuple(condition.bind(*r)(t, x) for r in own)
+        shared = [i for i, r in enumerate(own) if r.velocity is velocity]
+        if not shared:
+            return tuple(condition.bind(*r)(t, x) for r in own)
+        cs = condition.concatenate(*(own[i].condition for i in shared))
+        ts = jnp.tile(jnp.broadcast_to(t, x.shape[:1]), len(shared))
+        split = jnp.split(velocity(ts, jnp.concatenate([x] * len(shared)), cs), len(shared))
+        batched = dict(zip(shared, split, strict=True))
+        return tuple(batched[i] if i in batched else condition.bind(*r)(t, x) for i, r in enumerate(own))
+
+    def everything(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+        v, *refs = found(t, x, (Reference(velocity, c), *references))
         return v, tuple(refs)
 
-    def guided(t: Array, x: Array) -> Array:
-        v, refs = evaluate(t, x)
-        return guidance.rule(t, x, v, refs).astype(v.dtype)
+    def without(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+        refs = found(t, x, references)
+        return jnp.zeros_like(refs[0]), refs
 
-    return lambda t, x: jax.lax.cond(guidance.active(t), guided, condition.bind(velocity, c), t, x)
+    if not isinstance(guidance.rule, StatefulRule) and reuse == 1:
+        rule = guidance.rule
+
+        def branch(evaluate: Callable) -> Velocity:
+            def combined(t: Array, x: Array) -> Array:
+                v, refs = evaluate(t, x)
+                return rule(t, x, v, refs).astype(v.dtype)
+
+            return combined
+
+        branches = (conditional, branch(everything), branch(without))
+        return lambda t, x: jax.lax.switch(guidance.terms(t), branches, t, x)
+
+    stateful = rules.remember(guidance.rule)
+
+    def init(x: Array) -> PyTree:
+        return stateful.init(x), jnp.int32(0), tuple(jnp.zeros_like(x) for _ in references if reuse > 1)
+
+    def apply(memory: PyTree, t: Array, x: Array) -> tuple[Array, PyTree]:
+        def alone(t: Array, x: Array) -> tuple[Array, PyTree]:
+            return conditional(t, x), memory
+
+        def guided(t: Array, x: Array) -> tuple[Array, PyTree]:
+            past, count, kept = memory
+            if reuse == 1:
+                v, refs = everything(t, x)
+            else:
+
+                def again(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+                    v = conditional(t, x)
+                    return v, tuple(v - difference for difference in kept)
+
+                v, refs = jax.lax.cond(count % reuse == 0, everything, again, t, x)
+                kept = tuple((v - ref).astype(old.dtype) for ref, old in zip(refs, kept, strict=True))
+            u, past = stateful.apply(past, t, x, v, refs)
+            return u.astype(v.dtype), (past, count + 1, kept)
+
+        return jax.lax.cond(guidance.terms(t) == Terms.CONDITIONAL, alone, guided, t, x)
+
+    return StatefulVelocity(init, apply)
 
 
-def network_evaluations(solver: Solver, guidance: Guidance, ts: Array) -> Array:
-    """Network evaluations a sample, int32 (), of ``solve`` over ``ts``: 1 a stage, or 1 + references while active."""
-    active = jax.vmap(guidance.active)(evaluation_times(solver, ts))
-    return active.size + jnp.sum(active) * len(guidance.references)
+def network_evaluations(solver: Solver, guidance: Guidance, ts: Array, reuse: int = 1) -> Array:
+    """Network evaluations a sample, int32 (), of ``solve`` over ``ts`` with ``guide(..., reuse=reuse)``.
+
+    Each stage costs 1, 1 + n or n, as ``guidance.terms`` says at its time.
+    """
+    n = len(guidance.references)
+    terms = jax.vmap(guidance.terms)(evaluation_times(solver, ts))
+    if not isinstance(guidance.rule, StatefulRule) and reuse == 1:
+        return jnp.sum(jnp.array([1, 1 + n, n], jnp.int32)[terms])
+    # A velocity with memory evaluates the conditional velocity always; which step a stage is of says if it is reused.
+    active = terms != Terms.CONDITIONAL
+    stages = [len(solver.first or solver.nodes), *[len(solver.nodes)] * (len(ts) - 2)]
+    starts = jnp.cumsum(jnp.array([0, *stages[:-1]]))
+    guided_before = jnp.cumsum(active[starts]) - active[starts]
+    fresh = jnp.repeat(guided_before % reuse == 0, jnp.array(stages), total_repeat_length=sum(stages))
+    return jnp.int32(active.size + n * jnp.sum(active & fresh))

@@ -1,27 +1,94 @@
 """Guidance rules: how the conditional velocity and its references become one velocity.
 
 A rule is a function (t, x, v, refs) -> guided velocity. v is the conditional velocity and refs a tuple of reference
-velocities of its shape; where the references come from is no business of a rule (see ``guide``).
+velocities of its shape; where the references come from is no business of a rule (see ``guide``). A rule with memory is
+a ``StatefulRule``. Here are the affine rules and what acts on the result of any rule; the others, which change the
+reference or the difference, are in ``projection``, ``magnitude`` and ``posterior``. Rules compose as functions do:
+
+    rescale(zero_star(cfg(gamma)), 0.7)
+
+Affine rules give the same in velocities, scores, noise and data predictions. Norms, standard deviations, projections
+and thresholds do not: each of those says in which space it measures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax.numpy as jnp
 
+from flowguide import paths
+from flowguide.paths import Path
 from flowguide.solvers.solver import over
-from flowguide.typing import Array, Rule, Schedule
+from flowguide.typing import Array, PyTree, Rule, Schedule
+
+
+class StatefulRule(NamedTuple):
+    """A rule that remembers earlier steps.
+
+    Attributes:
+      init: x -> memory.
+      apply: (memory, t, x, v, refs) -> (guided velocity, memory).
+    """
+
+    init: Callable[[Array], PyTree]
+    apply: Callable[[PyTree, Array, Array, Array, tuple[Array, ...]], tuple[Array, PyTree]]
+
+
+def remember(rule: Rule | StatefulRule) -> StatefulRule:
+    """Any rule as one with memory, empty if it has none."""
+    if isinstance(rule, StatefulRule):
+        return rule
+    return StatefulRule(lambda x: (), lambda memory, t, x, v, refs: (rule(t, x, v, refs), memory))
+
+
+def around(
+    rule: Rule | StatefulRule,
+    *,
+    before: Callable[[Array, Array, Array, tuple[Array, ...]], tuple[Array, ...]] | None = None,
+    after: Callable[[Array, Array, Array, Array], Array] | None = None,
+) -> Rule | StatefulRule:
+    """A rule with its references changed first, or its result changed last; its memory, if any, is kept.
+
+    Args:
+      rule: with or without memory.
+      before: (t, x, v, refs) -> refs.
+      after: (t, x, v, guided) -> guided.
+    """
+
+    def apply(memory: PyTree, t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> tuple[Array, PyTree]:
+        refs = refs if before is None else before(t, x, v, refs)
+        guided, memory = stateful.apply(memory, t, x, v, refs)
+        return (guided if after is None else after(t, x, v, guided)), memory
+
+    stateful = remember(rule)
+    if isinstance(rule, StatefulRule):
+        return StatefulRule(rule.init, apply)
+    return lambda t, x, v, refs: apply((), t, x, v, refs)[0]
+
+
+def only(refs: tuple[Array, ...], what: str) -> Array:
+    """The one reference of a rule that takes one.
+
+    Raises:
+      ValueError: if there are more: they would have to become one first.
+    """
+    if len(refs) != 1:
+        raise ValueError(f"{what} takes one reference velocity; got {len(refs)}: compose several with ``composed``")
+    return refs[0]
 
 
 def cfg(gamma: Schedule) -> Rule:
     """Classifier-free guidance (1 − γ)·u_ref + γ·v, with one reference (Ho & Salimans 2022, eq. 6, w = γ − 1).
 
-    With the null velocity for reference this is plain CFG; with that of a negative condition, the negative
-    prompt that *replaces* ∅. At γ = 1 it is v, and at γ = 0 the reference, exactly.
+    With the null velocity for reference this is plain CFG; with that of a negative condition, the negative prompt that
+    *replaces* ∅; with that of a worse network, autoguidance (Karras et al. 2024, eq. 3). At γ = 1 it is v, and at γ = 0
+    the reference, exactly.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
-        (ref,) = refs
-        g = over(gamma(t), v)
+        ref, g = only(refs, "cfg"), over(gamma(t), v)
         return (1 - g) * ref + g * v
 
     return rule
@@ -42,19 +109,100 @@ def cfg_negative(gamma: Schedule, gamma_negative: Schedule) -> Rule:
     return rule
 
 
-def rescale(rule: Rule, phi: Array | float = 0.7) -> Rule:
+def composed(weights: Sequence[Schedule]) -> Rule:
+    """u_∅ + γ_0(v − u_∅) + Σ γ_i(u_i − u_∅), weights of any sign (Liu et al. 2022, eq. 11).
+
+    References: the null velocity, then one for each further weight.
+    """
+
+    def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
+        null, *others = refs
+        if 1 + len(others) != len(weights):
+            raise ValueError(f"expected a reference for ∅ and for each of {len(weights) - 1} weights; got {len(refs)}")
+        return null + sum(over(w(t), v) * (u - null) for w, u in zip(weights, (v, *others), strict=True))
+
+    return rule
+
+
+def perturbed(gamma: Schedule, strength: Schedule) -> Rule:
+    """u_∅ + γ(v − u_∅) + s(v − u_p): CFG, and away from the same network perturbed (skipped layers: Hyung et al. 2024,
+    STG; identity attention: Ahn et al. 2024, PAG; blurred queries: Hong 2024, SEG).
+
+    References: the null velocity, then the perturbed conditional one.
+    """
+
+    def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
+        null, worse = refs
+        return null + over(gamma(t), v) * (v - null) + over(strength(t), v) * (v - worse)
+
+    return rule
+
+
+def rescale(rule: Rule | StatefulRule, phi: Array | float = 0.7) -> Rule | StatefulRule:
     """Pulls the standard deviation of a rule's result back to that of v (Lin et al. 2024, eqs. 14-16).
 
     φ·w·std(v)/std(w) + (1 − φ)·w for w the rule's result, each sample with its own std over all its axes; φ = 0
     changes nothing, φ = 1 rescales fully. Here the std is that of velocities; in another space it is another rule.
     """
 
-    def rescaled(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
-        guided = rule(t, x, v, refs)
+    def after(t: Array, x: Array, v: Array, guided: Array) -> Array:
         axes = tuple(range(1, v.ndim))
         std = jnp.std(guided, axis=axes, keepdims=True)
         # A constant velocity has nothing to rescale.
         ratio = jnp.where(std > 0, jnp.std(v, axis=axes, keepdims=True) / jnp.where(std > 0, std, 1), 1)
         return guided * (phi * ratio + 1 - phi)
 
-    return rescaled
+    return around(rule, after=after)
+
+
+def renormalise(rule: Rule | StatefulRule) -> Rule | StatefulRule:
+    """A result longer than v is shortened to v's norm, per sample and in velocities; never lengthened."""
+
+    def after(t: Array, x: Array, v: Array, guided: Array) -> Array:
+        return guided * jnp.minimum(1.0, norm(v) / jnp.maximum(norm(guided), jnp.finfo(guided.dtype).tiny))
+
+    return around(rule, after=after)
+
+
+def threshold(
+    rule: Rule | StatefulRule, path: Path, percentile: float = 99.5, largest: float = 1.0
+) -> Rule | StatefulRule:
+    """Dynamic thresholding of the data prediction (Saharia et al. 2022, Imagen, §2.3).
+
+    D = E[x1|x_t] of the guided velocity is clipped to [−s, s] and, if s is over ``largest``, divided so that
+    ``largest`` bounds it: s is the percentile of |D|, per sample. For data in [−largest, largest].
+    """
+
+    def after(t: Array, x: Array, v: Array, guided: Array) -> Array:
+        d = paths.velocity_to_x1(path, t, x, guided)
+        axes = tuple(range(1, d.ndim))
+        s = jnp.maximum(jnp.percentile(jnp.abs(d), percentile, axis=axes, keepdims=True), largest)
+        return guided + data_difference(path, t, jnp.clip(d, -s, s) * (largest / s) - d)
+
+    return around(rule, after=after)
+
+
+def zero_init(rule: Rule | StatefulRule, until: Array | float = 0.04) -> Rule | StatefulRule:
+    """No motion for t < ``until`` (Fan et al. 2025, CFG-Zero*, where it is 4 % of the steps).
+
+    The first velocities of a network are its worst, they find. Few steps make it a loss.
+    """
+    return around(rule, after=lambda t, x, v, guided: over(jnp.asarray(t >= until, guided.dtype), guided) * guided)
+
+
+def norm(x: Array) -> Array:
+    """Euclidean norm of each sample, ``(B, 1, ..)``; its gradient at 0 is 0."""
+    square = inner(x, x)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def inner(x: Array, y: Array) -> Array:
+    """Inner product of each pair of samples, ``(B, 1, ..)``."""
+    return jnp.sum(x * y, axis=tuple(range(1, x.ndim)), keepdims=True)
+
+
+def data_difference(path: Path, t: Array, difference: Array) -> Array:
+    """What a difference of data predictions is in velocities, Δ/σ of it; 0 at σ = 0, where none can be."""
+    sigma = path.sigma(t)
+    safe = jnp.where(sigma == 0, 1.0, sigma)
+    return over(jnp.where(sigma == 0, 0.0, paths.wronskian(path, t) / safe), difference) * difference

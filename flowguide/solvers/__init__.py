@@ -32,7 +32,7 @@ from flowguide.solvers.runge_kutta import (
     runge_kutta,
     tsit5,
 )
-from flowguide.solvers.solver import Solver, evaluation_times, solve
+from flowguide.solvers.solver import Solver, StatefulVelocity, evaluation_times, solve, vector_field
 from flowguide.solvers.stochastic import DIFFUSIONS, Diffusion, euler_maruyama, memoryless, renoise, renoise_2m
 from flowguide.typing import Array, PRNGKey
 
@@ -77,6 +77,7 @@ __all__ = [
     "Diffusion",
     "Solution",
     "Solver",
+    "StatefulVelocity",
     "Status",
     "Tableau",
     "ab2",
@@ -104,4 +105,5 @@ __all__ = [
     "solve_adaptive",
     "tsit5",
     "unipc2",
+    "vector_field",
 ]

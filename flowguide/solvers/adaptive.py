@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from flowguide.solvers.runge_kutta import DOPRI5, Tableau
-from flowguide.solvers.solver import advance, check_nodes, checked, checkpointed_scan, over
+from flowguide.solvers.solver import (
+    StatefulVelocity,
+    advance,
+    check_nodes,
+    checked,
+    checkpointed_scan,
+    over,
+    vector_field,
+)
 from flowguide.typing import Array, PyTree, Velocity
 
 
@@ -57,7 +65,7 @@ class _Loop(NamedTuple):
 
 
 def solve_adaptive(
-    velocity: Velocity,
+    velocity: Velocity | StatefulVelocity,
     x: PyTree,
     ts: Array,
     *,
@@ -99,7 +107,7 @@ def solve_adaptive(
         raise ValueError("adaptive steps need an embedded pair, such as DOPRI5; this tableau has no error weights")
     error_weights, exponent = tableau.error, 1.0 / tableau.order
     ts = check_nodes(ts)
-    velocity = checked(velocity, x)
+    velocity = checked(vector_field(velocity, "an adaptive solver"), x)
     leaf = jax.tree.leaves(x)[0]
     own = leaf.shape[:1] if per_sample else ()
 

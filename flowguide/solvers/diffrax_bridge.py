@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowguide.solvers.solver import Solver
+from flowguide.solvers.solver import Solver, StatefulVelocity, vector_field
 from flowguide.typing import Array, PyTree, Velocity
 
 
-def as_diffrax(velocity: Velocity) -> Any:
+def as_diffrax(velocity: Velocity | StatefulVelocity) -> Any:
     """``diffrax.ODETerm`` of a velocity, for ``diffrax.diffeqsolve``; its ``args`` are not used."""
+    velocity = vector_field(velocity, "diffrax")
     return _diffrax().ODETerm(lambda t, x, args: velocity(t, x))
 
 

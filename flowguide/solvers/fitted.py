@@ -11,13 +11,13 @@ import numpy as np
 
 from flowguide import times
 from flowguide.solvers.runge_kutta import rk4
-from flowguide.solvers.solver import Solver, solve
+from flowguide.solvers.solver import Solver, StatefulVelocity, solve
 from flowguide.typing import Array, Velocity
 
 
 def fit_grid(
     solver: Solver,
-    velocity: Velocity,
+    velocity: Velocity | StatefulVelocity,
     x0: Array,
     steps: int,
     *,

@@ -31,9 +31,24 @@ class Solver(NamedTuple):
     first: tuple[float, ...] | None = None
 
 
+class StatefulVelocity(NamedTuple):
+    """A velocity that remembers: guidance with momentum, with an estimate that grows, with references kept for a while.
+
+    It is no vector field, hence has no density and no adaptive steps. Its memory advances once a step of ``solve``, by
+    the first evaluation of the step, at its start; the further stages of that step read the memory and leave it alone.
+
+    Attributes:
+      init: x -> memory.
+      apply: (memory, t, x) -> (dx/dt, memory).
+    """
+
+    init: Callable[[PyTree], PyTree]
+    apply: Callable[[PyTree, Array, PyTree], tuple[PyTree, PyTree]]
+
+
 def solve(
     solver: Solver,
-    velocity: Velocity,
+    velocity: Velocity | StatefulVelocity,
     x: PyTree,
     ts: Array,
     *,
@@ -45,7 +60,8 @@ def solve(
 
     Args:
       solver: the method.
-      velocity: t (), x -> dx/dt of the structure and shapes of x, of any real floating dtype.
+      velocity: t (), x -> dx/dt of the structure and shapes of x, of any real floating dtype. Or a
+        ``StatefulVelocity``, if the solver evaluates at the start of its steps first, as all of ours do.
       x: the state at ``ts[0]``: an array or any tree of floating arrays. Its dtypes are kept.
       ts: nodes ``(N + 1,)``, increasing or decreasing; exactly N steps are taken.
       trajectory: also keep the states between.
@@ -62,22 +78,57 @@ def solve(
       TypeError: if x is not floating, or the velocity has not the structure, shapes or kind of dtype of x.
     """
     ts = check_nodes(ts)
-    velocity = checked(velocity, x)
+    check_state(x)
     steps = ts.shape[0] - 1
+    if not isinstance(velocity, StatefulVelocity):
+        velocity = stateless(velocity)
 
-    def body(carry: tuple[PyTree, PyTree], at: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, PyTree], PyTree]:
-        x, memory = carry
+    def body(carry: tuple[PyTree, ...], at: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, ...], PyTree]:
+        x, memory, past = carry
         index, *ends = at
-        x, memory = solver.step(velocity, memory, x, *ends)
+        after = []  # what the velocity remembers after each evaluation of this step
+
+        def evaluate(t: Array, x: PyTree) -> PyTree:
+            slope, remembered = velocity.apply(past, t, x)
+            after.append(remembered)
+            return slope
+
+        x, memory = solver.step(checked(evaluate, x), memory, x, *ends)
         if progress is not None:
             jax.debug.callback(progress, index + 1, steps)
-        return (x, memory), x if trajectory else None
+        return (x, memory, after[0]), x if trajectory else None
 
     scan = checkpointed_scan if checkpoint else jax.lax.scan
-    (last, _), between = scan(body, (x, solver.init(x)), (jnp.arange(steps), ts[:-1], ts[1:]))
+    start = x, solver.init(x), velocity.init(x)
+    (last, *_), between = scan(body, start, (jnp.arange(steps), ts[:-1], ts[1:]))
     if not trajectory:
         return last
     return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), x, between)
+
+
+def stateless(velocity: Velocity) -> StatefulVelocity:
+    """A velocity as one that remembers nothing.
+
+    Raises:
+      TypeError: if it is no function.
+    """
+    if not callable(velocity):
+        raise TypeError(f"the velocity must be a function (t, x) -> dx/dt; got {type(velocity).__name__}")
+    return StatefulVelocity(lambda x: (), lambda memory, t, x: (velocity(t, x), memory))
+
+
+def vector_field(velocity: Velocity | StatefulVelocity, what: str) -> Velocity:
+    """The velocity, refused where only a vector field will do.
+
+    Raises:
+      TypeError: if it is a ``StatefulVelocity``; says what needs a field.
+    """
+    if isinstance(velocity, StatefulVelocity):
+        raise TypeError(
+            f"{what} needs dx/dt as a function of (t, x) alone; a guidance rule with memory, or reused references, "
+            "make a StatefulVelocity, which depends on the steps taken: use a rule without memory"
+        )
+    return velocity
 
 
 def checkpointed_scan(body: Callable, carry: PyTree, xs: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
@@ -113,11 +164,16 @@ def check_nodes(ts: Array) -> Array:
     return jnp.where(jnp.all(way > 0) | jnp.all(way < 0), ts, jnp.nan)
 
 
-def checked(velocity: Velocity, x: PyTree) -> Velocity:
-    """The same velocity, which says while it is traced if what it returns cannot be dx/dt."""
+def check_state(x: PyTree) -> None:
+    """Raises ``TypeError`` if a leaf is not floating."""
     for leaf in jax.tree.leaves(x):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(f"the state must be of a floating dtype; got {jnp.result_type(leaf)}: convert x first")
+
+
+def checked(velocity: Velocity, x: PyTree) -> Velocity:
+    """The same velocity, which says while it is traced if what it returns cannot be dx/dt."""
+    check_state(x)
 
     def same(t: Array, x: PyTree) -> PyTree:
         u = velocity(t, x)

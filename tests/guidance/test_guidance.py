@@ -146,15 +146,17 @@ def test_interval_computes_no_reference_outside(solver, options, references, pas
     assert sum(calls) == at.size + references * inside == guidance.network_evaluations(s, g, ts)
 
 
-@pytest.mark.parametrize("gamma", [1.0, 2.0])
-def test_traced_gamma_of_one_computes_no_reference_and_gamma_never_recompiles(gamma):
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("negative", [(), (NEGATIVE,)], ids=["null", "negative"])
+@pytest.mark.parametrize(("gamma", "cost"), [(0.0, 1), (1.0, 1), (2.0, 2)])
+def test_traced_gamma_of_one_or_zero_elides_a_pass_and_gamma_never_recompiles(gamma, cost, negative, passes):
     calls, traces = [], []
     u = counted(calls)
 
     @jax.jit
     def run(x, gamma):
         traces.append(0)
-        return guidance.guide(u, C, guidance.classifier_free(u, C, gamma))(T, x)
+        return guidance.guide(u, C, guidance.classifier_free(u, C, gamma, negative=negative), passes)(T, x)
 
     jax.block_until_ready(run(X, 5.0))
     jax.effects_barrier()
@@ -162,7 +164,7 @@ def test_traced_gamma_of_one_computes_no_reference_and_gamma_never_recompiles(ga
     jax.block_until_ready(run(X, gamma))
     jax.effects_barrier()
     assert len(traces) == 1
-    assert sum(calls) == (1 if gamma == 1.0 else 2)
+    assert sum(calls) == cost
 
 
 def test_interval_equals_the_masked_form():
@@ -178,9 +180,8 @@ def test_interval_equals_the_masked_form():
 
 def test_another_network_as_reference():
     weak = lambda t, x, c: 0.5 * U(t, x, c)  # noqa: E731
-    g = guidance.Guidance(
-        (guidance.Reference(weak, C),), guidance.cfg(guidance.constant(2.0)), lambda t: jnp.bool_(True)
-    )
+    gamma = guidance.constant(2.0)
+    g = guidance.against(guidance.Reference(weak, C), guidance.cfg(gamma), gamma)
     for passes in PASSES:
         np.testing.assert_allclose(guidance.guide(U, C, g, passes)(T, X), 1.5 * UC, rtol=1e-5)
 

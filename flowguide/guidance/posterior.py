@@ -1,0 +1,136 @@
+"""Rules that estimate, while sampling, how well x already fits a condition, and guide as much as that asks for.
+
+Between two steps the memoryless process under condition i moves from x to x' with mean μ_i = α'·E[x1|x, i] +
+σ'e^{−h}·E[x0|x, i] and variance v = σ'²(1 − e^{−2h}), h the step in λ = log(α/σ); from t = 0 on e^{−h} = 0. The
+log-ratio of these densities of the step that was in fact taken adds up to an estimate of log p(i|x')/p(i).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from flowguide import paths
+from flowguide.guidance.rules import StatefulRule, inner
+from flowguide.paths import Path
+from flowguide.solvers.solver import over
+from flowguide.typing import Array, PyTree, Schedule
+
+
+def dynamic_negative(
+    gamma: Schedule,
+    path: Path,
+    strength: Array | float = 5.0,
+    prior: float = 0.01,
+    tau: float = 0.2,
+    offset: float = 0.0,
+    largest: float = 0.8,
+) -> StatefulRule:
+    """Dynamic negative guidance (Koulischer et al. 2024, arXiv 2410.14398): away from d as far as x seems to be d.
+
+    u_∅ + γ(v − u_∅) − λ·p/(1 − p)·(u_d − u_∅), where p estimates p(d|x_t), from ``prior`` on. With γ = 0, λ = 1 it
+    is the velocity of p(x|not d), wherever p is right. References: the null velocity and that of d.
+
+    Args:
+      gamma: the scale of the condition; 0 for none.
+      path: the path.
+      strength: λ.
+      prior: p(d) before anything is seen.
+      tau: temperature on the log-ratio of each step; 1 is the exact one.
+      offset: added to the squared distances' difference in each step, against drift.
+      largest: p is kept below it, and above 1e-6.
+    """
+
+    def init(x: Array) -> PyTree:
+        return _seen_init(x), jnp.full(x.shape[:1], jnp.log(prior), x.dtype)
+
+    def apply(memory: PyTree, t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> tuple[Array, PyTree]:
+        if len(refs) != 2:
+            raise ValueError(f"dynamic_negative takes two references, ∅ and one condition to avoid; got {len(refs)}")
+        null, negative = refs
+        seen, log_p = memory
+        ratio, variance = log_ratio(path, seen, t, x)
+        log_p = log_p + tau * ratio + offset / (2 * variance)
+        log_p = jnp.clip(log_p, jnp.log(1e-6), jnp.log(largest))
+        p = jnp.exp(log_p)
+        away = over(strength * p / (1 - p), v) * (negative - null)
+        guided = null + over(gamma(t), v) * (v - null) - away
+        return guided, (_see(t, x, negative, null, x.dtype), log_p.astype(x.dtype))
+
+    return StatefulRule(init, apply)
+
+
+def feedback(
+    path: Path,
+    pi: float = 0.95,
+    tau: float = 1.0,
+    drift: float = 0.0,
+    largest: float = 10.0,
+    gamma: Schedule | None = None,
+) -> StatefulRule:
+    """Feedback guidance (Koulischer et al. 2025, arXiv 2506.06085): γ = p̂/(p̂ − (1 − π)) for p̂ ∝ p(c|x_t), per sample.
+
+    It takes the network for a mixture, π parts conditional and 1 − π unconditional, and undoes it: while x fits the
+    condition less than expected γ rises, up to ``largest``. L = log p̂ starts at 0 and gains, each step, ``tau`` times
+    the log-ratio and ``drift``; it is kept between ln((1 − π)γ_max/(γ_max − 1)) and 3. π = 1 is conditional sampling.
+    Reference: the null velocity.
+
+    Args:
+      path: the path.
+      pi: π in (0, 1].
+      tau: temperature on the log-ratio.
+      drift: δ of the paper, ln(1.5(1 − π))/((1 − t0)·steps) with t0 = 0.5 there: negative, it lets γ grow.
+      largest: γ_max.
+      gamma: multiplies γ − 1; by default 1.
+    """
+    if not 0 < pi <= 1 or largest <= 1:
+        raise ValueError(f"expected 0 < pi <= 1 and largest > 1; got pi = {pi} and largest = {largest}")
+    lowest = -jnp.inf if pi == 1 else jnp.log((1 - pi) * largest / (largest - 1))
+
+    def init(x: Array) -> PyTree:
+        return _seen_init(x), jnp.zeros(x.shape[:1], x.dtype)
+
+    def apply(memory: PyTree, t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> tuple[Array, PyTree]:
+        if len(refs) != 1:
+            raise ValueError(f"feedback takes one reference, that of ∅; got {len(refs)}")
+        (null,) = refs
+        seen, level = memory
+        ratio, _ = log_ratio(path, seen, t, x)
+        level = jnp.clip(level + jnp.where(seen[0] >= 0, tau * ratio + drift, 0.0), lowest, 3.0)
+        extra = (1 - pi) / (jnp.exp(level) - (1 - pi))  # γ − 1
+        extra = extra * (1.0 if gamma is None else gamma(t))
+        return v + over(extra, v) * (v - null), (_see(t, x, v, null, x.dtype), level.astype(x.dtype))
+
+    return StatefulRule(init, apply)
+
+
+def log_ratio(path: Path, seen: tuple[Array, ...], t: Array, x: Array) -> tuple[Array, Array]:
+    """log N(x; μ_1, v) − log N(x; μ_0, v) ``(B,)`` of the step from what was ``seen`` to (t, x), and v ().
+
+    ``seen`` is (t, x, velocity under condition 1, under condition 0) at the step before; t < 0 there means none, and
+    the ratio is 0, as it is where σ = 0.
+    """
+    t0, x0, one, other = seen
+    known = t0 >= 0
+    start = jnp.where(known, t0, 0.0)
+    a, b, a1, b1 = path.alpha(start), path.sigma(start), path.alpha(t), path.sigma(t)
+    fade = a * b1 / (b * a1)  # e^{−h}
+    variance = b1**2 * (1 - fade**2)
+    known = known & (variance > 0)
+
+    def mean(u: Array) -> Array:
+        d, e = paths.velocity_to_x1(path, start, x0, u), paths.velocity_to_x0(path, start, x0, u)
+        return a1 * d + b1 * fade * e
+
+    def square(u: Array) -> Array:
+        return inner(x - mean(u), x - mean(u)).reshape(x.shape[0])
+
+    safe = jnp.where(known, variance, 1.0)
+    return jnp.where(known, (square(other) - square(one)) / (2 * safe), 0.0), jnp.where(known, variance, jnp.inf)
+
+
+def _seen_init(x: Array) -> tuple[Array, ...]:
+    return -jnp.ones((), x.dtype), *(jnp.zeros_like(x),) * 3
+
+
+def _see(t: Array, x: Array, one: Array, other: Array, dtype: jnp.dtype) -> tuple[Array, ...]:
+    return tuple(jnp.asarray(a, dtype) for a in (t, x, one, other))
