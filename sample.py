@@ -2,12 +2,14 @@
 
 python sample.py --workdir=runs/avatars --cond="hat=red,glasses=none" --negative="beard=yes" --gamma=3 --num=64
 
-The guided velocity is u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅), for the condition c and the negative conditions d. A field
-that --cond leaves out is ∅. Several --cond or several values of --gamma draw a figure with γ down the rows and
-conditions across. Sample i depends on --seed and i alone, whatever the batch size or the number of devices.
+The guided velocity is u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅), for the condition c and the negative conditions d; other
+methods by --guidance. A field that --cond leaves out is ∅. Several --cond or several values of --gamma draw a figure
+with γ down the rows and conditions across. Sample i depends on --seed and i alone, whatever the batch size or the
+number of devices.
 """
 
 import json
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -18,9 +20,10 @@ from absl import flags
 from tqdm import tqdm
 
 import flowguide
-from flowguide import prompts, sampling, times
+from flowguide import build, guidance, prompts, sampling, times
 from flowguide.cli import prepare_workdir, run_script
 from flowguide.errors import UserError
+from flowguide.networks.perturbation import Perturbation
 from flowguide.pictures import save_figure, save_png
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
@@ -40,6 +43,31 @@ REPLACE_NULL = flags.DEFINE_bool(
     "replace_null",
     False,
     "let the one --negative take the place of ∅, (1 − γ)u_d + γu_c, instead of weighing it by γ_n = --gamma_negative",
+)
+GUIDANCE = flags.DEFINE_string(
+    "guidance",
+    "cfg",
+    'the method, with its settings, as "apg:momentum=-0.5:largest=15"; below are all, with their defaults',
+)
+SCHEDULE = flags.DEFINE_enum(
+    "schedule", "constant", sorted(guidance.SCHEDULES), "of γ over time, its mean being --gamma; 1 is conditional"
+)
+COMPOSE = flags.DEFINE_string(
+    "compose",
+    None,
+    'several conditions at once, in the place of --cond: "3:1.0,7:-0.5" or "hat=red:1.0,beard=yes:-0.5" is '
+    "u_∅ + γ[1.0(u_3 − u_∅) − 0.5(u_7 − u_∅)]",
+)
+WEAK = flags.DEFINE_string("weak", None, "folder of the worse run that --guidance=autoguidance moves away from")
+WEAK_STEP = flags.DEFINE_integer("weak_step", None, "its checkpoint; an early one of --workdir itself does as well")
+PERTURB = flags.DEFINE_string(
+    "perturb",
+    None,
+    'what --guidance=perturbed takes from the network: "skip=1+2" blocks (SLG, STG), "attention=identity" (PAG), '
+    '"attention=blurred,blur=2" (SEG); with "layers=0+3" only there',
+)
+REUSE = flags.DEFINE_integer(
+    "reuse", 1, "guided steps for which u_c − u_∅ is kept before it is computed again", lower_bound=1
 )
 INTERVAL = flags.DEFINE_list("interval", None, "guide only for t between these two, as 0.2,0.8 (0 is noise, 1 is data)")
 RESCALE = flags.DEFINE_float(
@@ -87,7 +115,13 @@ def main() -> None:
     if INTERVAL.value is not None:
         start, stop = _numbers("interval", INTERVAL.value, 2)
         interval = (start, stop)
+    name, settings = _settings(GUIDANCE.value)
     method = sampling.Method(
+        guidance=name,
+        settings=settings,
+        schedule=SCHEDULE.value,
+        perturbation=_perturbation(PERTURB.value),
+        reuse=REUSE.value,
         solver=SOLVER.value,
         steps=STEPS.value,
         grid=_grid(GRID.value),
@@ -98,9 +132,13 @@ def main() -> None:
         eta=ETA.value,
         passes=PASSES.value,  # pyright: ignore[reportArgumentType]
     )
-    conds = COND.value
+    composed = _composition(COMPOSE.value)
+    if composed and COND.value != [""]:
+        raise UserError("--compose says all conditions itself: leave out --cond, or --compose")
+    conds = [composed[0][0]] if composed else COND.value
     run = sampling.load(WORKDIR.value, STEP.value)
-    for prompt in (*conds, *NEGATIVE.value):
+    weak = sampling.load(WEAK.value or WORKDIR.value, WEAK_STEP.value) if WEAK.value or WEAK_STEP.value else None
+    for prompt in (*conds, *NEGATIVE.value, *(prompt for prompt, _ in composed)):
         prompts.parse(prompt, run.info.fields)
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")
     prepare_workdir(out)
@@ -117,9 +155,11 @@ def main() -> None:
             run,
             cond,
             num=NUM.value,
-            gamma=gamma,
+            gamma=gamma * composed[0][1] if composed else gamma,
             negative=NEGATIVE.value,
             gamma_negative=GAMMA_NEGATIVE.value,
+            compose=composed[1:],
+            weak=weak,
             method=method,
             seed=SEED.value,
             batch_size=BATCH_SIZE.value,
@@ -139,7 +179,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
 
     # Write: the figure, the samples, and how they came about.
-    columns = [cond or "∅" for cond in conds]
+    columns = [str(COMPOSE.value)] if composed else [cond or "∅" for cond in conds]
     save_figure(
         out / "grid.png",
         np.stack(drawn).reshape(len(gammas), len(conds), *drawn[0].shape),
@@ -148,7 +188,66 @@ def main() -> None:
     )
     _save(out, np.concatenate(drawn), run.info.kind)
     _write_record(out, run, cells, method, seconds)
+    _warn_of_null(run)
     print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
+
+
+def _warn_of_null(run: sampling.Run) -> None:
+    """Guidance by a null token that was never trained is guidance by noise: it does not fail, so it is looked for."""
+    if not (run.has_null and run.info.fields) or run.gammas is not None:
+        return
+    null = sampling.check_null(run, build.read_config(Path(str(WORKDIR.value))).seed)
+    if null.untouched:
+        print(f"warning: the null token of {', '.join(null.untouched)} was never trained", file=sys.stderr)
+    if not null.gap >= 1e-3:
+        print(
+            f"warning: u(x, c) and u(x, ∅) differ by {null.gap:.1e} of their size: guidance does nothing, train on",
+            file=sys.stderr,
+        )
+
+
+def _settings(text: str) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """name:setting=number:setting=number"""
+    name, *pairs = text.split(":")
+    settings = []
+    for pair in pairs:
+        setting, _, value = pair.partition("=")
+        settings.append((setting, _numbers(f"guidance={name}:{setting}", [value], 1)[0]))
+    return name, tuple(settings)
+
+
+def _composition(text: str | None) -> list[tuple[str, float]]:
+    """prompt:weight,prompt:weight. The first weight scales γ itself, the others are given in units of it."""
+    parts = []
+    for part in text.split(",") if text else []:
+        prompt, colon, weight = part.rpartition(":")
+        if not colon:
+            raise UserError(f'--compose takes condition:weight, separated by commas; got {part!r} in "{text}"')
+        parts.append((prompt, _numbers("compose", [weight], 1)[0]))
+    if parts and parts[0][1] == 0:
+        raise UserError("the first condition of --compose needs a weight other than 0: put another one first")
+    return [parts[0], *((prompt, weight / parts[0][1]) for prompt, weight in parts[1:])] if parts else []
+
+
+def _perturbation(text: str | None) -> Perturbation:
+    settings: dict[str, str] = {}
+    for part in text.split(",") if text else []:
+        name, _, value = part.partition("=")
+        settings[name] = value
+    for name in settings:
+        if name not in Perturbation._fields:
+            raise UserError(f"--perturb takes {', '.join(Perturbation._fields)}; got {name!r}")
+
+    def blocks(name: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in _numbers(f"perturb={name}", settings[name].split("+")))
+
+    p = Perturbation()
+    return Perturbation(
+        blocks("skip") if "skip" in settings else p.skip,
+        settings.get("attention", p.attention),  # pyright: ignore[reportArgumentType]
+        _numbers("perturb=blur", [settings["blur"]], 1)[0] if "blur" in settings else p.blur,
+        blocks("layers") if "layers" in settings else p.layers,
+    )
 
 
 def _grid(text: str) -> str | tuple[float, ...]:
@@ -193,6 +292,8 @@ def _write_record(out: Path, run: sampling.Run, cells: list, method: sampling.Me
         "seed": SEED.value,
         "batch_size": BATCH_SIZE.value,
         "negative": NEGATIVE.value,
+        "compose": COMPOSE.value,
+        "weak": [WEAK.value, WEAK_STEP.value],
         "gamma_negative": None if REPLACE_NULL.value or not NEGATIVE.value else GAMMA_NEGATIVE.value,
         **method._asdict(),
         "cells": cells,
@@ -216,4 +317,4 @@ def _numbers(name: str, texts: list[str], count: int | None = None) -> list[floa
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "\n\nguidance methods and the defaults of their settings:\n" + guidance.methods.summary() + "\n")

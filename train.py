@@ -1,4 +1,4 @@
-"""Trains a conditional velocity network by flow matching.
+"""Trains a conditional velocity network by flow matching, or a classifier of noisy data to guide one.
 
 python train.py --config=configs/avatars.py --workdir=runs/avatars [--config.lr=3e-4 ...]
 
@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from flowguide import build, checkpoint, sampling
 from flowguide.cli import interrupted_by_signals, prepare_workdir, run_script
 from flowguide.condition import given
-from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, info_to_json, to_model
+from flowguide.data import DataInfo, Dataset, batches, check_fingerprint, fingerprint, info_to_json, to_model
 from flowguide.errors import UserError
 from flowguide.networks import Network, count_parameters
 from flowguide.pictures import save_figure
@@ -43,11 +43,12 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
     # Build. Whatever can be wrong is found out here, before anything is written or computed.
     devices = jax.local_devices()
     build.check_sizes(config, len(devices))
-    recipe, profile = build.recipe(config), build.profile(config)
+    task, recipe, profile = build.task(config), build.recipe(config), build.profile(config)
     optimizer, schedule = build.optimizer(config)
     data = build.dataset(config, config.data.split)
     test = build.dataset(config, config.data.test_split, data.info.fields)
     network = build.network(config, data.info)
+    teacher = _teacher(config, data.info)
     stream = batches(data, config.batch_size, config.seed)
     position_of = fingerprint(data, config.batch_size, config.seed)
 
@@ -67,11 +68,14 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
     first = int(state.step)
     state = replicate(state, devices)
 
-    loss = make_loss(network, recipe, to_model, draw_key, config.flip)
+    teach, lesson = (teacher.network.velocity, replicate(teacher.params, devices)) if teacher else (None, None)
+    loss = make_loss(network, recipe, to_model, draw_key, config.flip, task, teach)
     step = data_parallel(make_step(loss, optimizer, profile, config.accumulate), devices)
-    test_loss = make_loss(network, recipe._replace(drop_rate=0.0, drop_field_rate=0.0), to_model, test_key)
-    validate = _validation(test_loss, test.read, min(config.eval_examples, test.size), devices)
-    preview = _preview(config, network, test, workdir)
+    undropped = recipe._replace(drop_rate=0.0, drop_field_rate=0.0)
+    test_loss = make_loss(network, undropped, to_model, test_key, task=task, teacher=teach)
+    validate = _validation(test_loss, lesson, test.read, min(config.eval_examples, test.size), devices)
+    draws = config.task == "flow"
+    preview = _preview(config, network, test, workdir) if draws and config.preview.every else None
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
     log_to = Log(workdir, first, config.steps, config.batch_size)
@@ -98,7 +102,7 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
 
         for number in range(first + 1, config.steps + 1):
             batch = next(stream)
-            state, metrics = step(state, Batch(batch.x, batch.value, index))
+            state, metrics = step(state, Batch(batch.x, batch.value, index), lesson)
             if late is not None:
                 report(number - 1, late)
             late = metrics
@@ -116,22 +120,46 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
                 if not replicas_agree(state):
                     raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
                 checkpoint.save(saves, state, stream, position_of, scores or None)
-            if config.preview.every and (last or number % config.preview.every == 0):
+            if preview and (last or number % config.preview.every == 0):
                 log.picture(number, "samples", preview(state.ema, number))
             if stop:
                 log.say(f"stopped after step {number}: the same command goes on from there")
                 break
-        log.say(f"pictures are in {workdir / 'previews'}; draw more with: python sample.py --workdir={workdir}")
+        if draws:
+            log.say(f"pictures are in {workdir / 'previews'}; draw more with: python sample.py --workdir={workdir}")
     return state
 
 
-def _validation(loss: Callable, read: Callable, count: int, devices: list[Device]) -> Callable[[PyTree], float]:
+def _teacher(config: build.Config, info: DataInfo) -> sampling.Run | None:
+    """The run that this one distils, if it does."""
+    if config.target.name != "distilled":
+        return None
+    workdir = Path(config.target.workdir)
+    theirs = build.read_config(workdir)
+    if theirs.task != "flow" or build.takes_gamma(theirs):
+        raise UserError(f"the teacher in {workdir} must be a velocity that is not told γ: name a run of target plain")
+    run = sampling.load(workdir)
+    if not run.has_null:
+        raise UserError(f"the teacher in {workdir} knows no ∅ (drop_rate = 0): name a run with drop_rate > 0")
+    for name, got, expected in (
+        ("shape", run.info.shape, info.shape),
+        ("fields", run.info.fields, info.fields),
+        ("path", run.path, config.path),
+    ):
+        if got != expected:
+            raise UserError(f"the teacher in {workdir} has {name} {got}; expected that of this run, {expected}")
+    return run
+
+
+def _validation(
+    loss: Callable, teacher: PyTree, read: Callable, count: int, devices: list[Device]
+) -> Callable[[PyTree], float]:
     """The loss of parameters on the first ``count`` examples of the test split, always with the same draws."""
     count -= count % len(devices)
     batch = read(np.arange(count))
     batch = Batch(batch.x, batch.value, np.arange(count, dtype=np.int32))
-    mean_loss = data_parallel(lambda mean: lambda params, b: mean(loss(params, 0, b)), devices, donate=False)
-    return lambda params: float(mean_loss(params, batch))
+    mean_loss = data_parallel(lambda mean: lambda params, *rest: mean(loss(params, 0, *rest)), devices, donate=False)
+    return lambda params: float(mean_loss(params, batch, teacher))
 
 
 def _preview(
@@ -142,11 +170,19 @@ def _preview(
     num = min(p.num, test.size)
     c = given(test.read(np.arange(num)).value)
     method = sampling.Method(solver=p.solver, steps=p.steps)
-    gammas = p.gammas if config.drop_rate else (1.0,)
+    target = build.target(config)
+    gammas = tuple(config.preview.gammas)
+    if target.gammas is not None:
+        gammas = tuple(np.unique(np.clip(gammas, *target.gammas)).tolist())
+    elif not config.drop_rate or config.target.name == "model_guidance":
+        gammas = (1.0,)  # without ∅, or guided already
 
     def draw(params: PyTree, step: int) -> np.ndarray:
-        run = sampling.Run(test.info, network, params, step, config.drop_rate > 0, config.path)
-        drawn = [sampling.sample(run, c, gamma=g, method=method, seed=config.seed, batch_size=num).x for g in gammas]
+        drawn = []
+        run = sampling.Run(test.info, network, params, step, config.drop_rate > 0, config.path, target.gammas)
+        for gamma in gammas:
+            s = sampling.sample(run, c, gamma=gamma, method=method, seed=config.seed, batch_size=num)
+            drawn.append(s.x)
         (workdir / "previews").mkdir(exist_ok=True)
         labels = [f"γ = {g:g}" for g in gammas]
         return save_figure(workdir / "previews" / f"{step:08d}.png", np.stack(drawn)[None], [""], labels)

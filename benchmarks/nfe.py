@@ -16,6 +16,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
 from absl import app, flags  # noqa: E402
+from matplotlib import colormaps  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from flowguide import analytic, guidance, paths, solvers, times  # noqa: E402
@@ -98,8 +99,10 @@ def main(_: list[str]) -> None:
                 ratio = other[best][2] / own["abm3, fitted grid"][1]
                 print(f"  {best} with 20 evaluations / abm3, fitted grid, with 10: {ratio:.2f}")
             ax = axes[row, column]
+            ax.set_prop_cycle(color=[c for i, c in enumerate(colormaps["tab20"].colors) if i not in (14, 15)])
             for name, values in errors.items():
-                ax.loglog(BUDGETS, values, "--" if name in other else "-", marker="o", ms=3, label=name)
+                best_of_ours = {"color": "k", "lw": 2} if "fitted" in name else {}
+                ax.loglog(BUDGETS, values, "--" if name in other else "-", marker="o", ms=3, label=name, **best_of_ours)
             ax.set_title(f"d = {d}, γ = {gamma:g}", fontsize=10)
             ax.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
             ax.minorticks_off()

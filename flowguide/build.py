@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import optax
 from ml_collections import ConfigDict
 
-from flowguide import couplings, losses, paths, times
+from flowguide import couplings, losses, paths, targets, times
 from flowguide.condition import Fields
 from flowguide.data import DataInfo, Dataset, open_dataset
 from flowguide.errors import UserError
-from flowguide.networks import NETWORKS, Network, as_network
+from flowguide.networks import CLASSIFIERS, NETWORKS, Network, as_network
 from flowguide.training import ema
 from flowguide.training.optimizer import adamw
 from flowguide.typing import Array
@@ -47,6 +47,15 @@ COUPLINGS: dict[str, Callable[..., couplings.Coupling]] = {
     "sinkhorn": _sinkhorn,
 }
 
+
+def _distilled(workdir: str = "", gamma_range: tuple[float, float] = (1.0, 5.0)) -> targets.Target:
+    if not workdir:
+        raise ValueError("target 'distilled' has a teacher; got no workdir: name the folder of its run")
+    return targets.distilled(gamma_range)
+
+
+TARGETS: dict[str, Callable[..., targets.Target]] = {**targets.TARGETS, "distilled": _distilled}
+
 # What may change when a run is resumed without making it another run.
 FREE = ("steps", "log_every", "checkpoint_every", "keep", "eval_every", "preview", "data.data_dir")
 
@@ -56,6 +65,7 @@ def default() -> Config:
     return ConfigDict(
         {
             "seed": 0,
+            "task": "flow",  # flow: a velocity network; classifier: of noisy data, for classifier guidance
             "steps": 10_000,
             "batch_size": 128,  # over all devices
             "accumulate": 1,  # parts in which a device works through its share of the batch
@@ -69,6 +79,9 @@ def default() -> Config:
             # independent; assigned (minibatch optimal transport) and sinkhorn, with a condition_weight
             "coupling": {"name": "independent"},
             "weight": {"name": "constant"},  # of the error at t: constant, x1_error, x0_error, min_snr
+            # plain; or guided, so that sampling needs one evaluation a step: model_guidance (gamma), guidance_free
+            # (low, the least β = 1/γ), distilled (workdir of its teacher's run, gamma_range)
+            "target": {"name": "plain"},
             "drop_rate": 0.1,  # how often an example loses its whole condition in training
             "drop_field_rate": (0.1, 0.1),  # how often it loses one field of several: each draws its rate between these
             "stratified": False,  # spread t evenly over the batch
@@ -113,15 +126,48 @@ def dataset(config: Config, split: str, fields: Fields | None = None) -> Dataset
 
 
 def network(config: Config, info: DataInfo) -> Network:
-    """The network for this data."""
-    choice = dict(config.network)
+    """The network for this data: of velocities or, if that is the task, of logits."""
+    what, registry = ("classifier", CLASSIFIERS) if config.task == "classifier" else ("network", NETWORKS)
+    choice, fields = dict(config.network), network_fields(config, info)
     name = choice.pop("name", None)
-    make = _known(NETWORKS, "network", name)
-    _check_settings(make.__init__, f"network {name!r}", choice, given=("self", "shape", "fields", "rngs"))
+    make = _known(registry, what, name)
+    _check_settings(make.__init__, f"{what} {name!r}", choice, given=("self", "shape", "fields", "rngs"))
     try:
-        return as_network(lambda rngs: make(info.shape, info.fields, **choice, rngs=rngs))
+        return as_network(lambda rngs: make(info.shape, fields, **choice, rngs=rngs))
     except (ValueError, TypeError) as error:
-        raise UserError(f"network {name!r} for {info.name} {info.shape}: {error}") from error
+        raise UserError(f"{what} {name!r} for {info.name} {info.shape}: {error}") from error
+
+
+def network_fields(config: Config, info: DataInfo) -> Fields:
+    """The fields of the condition that the network is given: those of the data and, if it takes γ, ``GAMMA``."""
+    if config.target.name != "plain" and not info.fields:
+        raise UserError(f"target {config.target.name!r} is guided towards conditions; {info.name} has none: set plain")
+    if not takes_gamma(config):
+        return info.fields
+    if targets.GAMMA in info.fields:
+        raise UserError(f"target {config.target.name!r} adds a field 'gamma'; {info.name} has one: leave it out")
+    return {**info.fields, targets.GAMMA: targets.GAMMA_FIELD}
+
+
+def takes_gamma(config: Config) -> bool:
+    """Whether the network is told γ, as the field ``GAMMA``, and is then the guided velocity of that γ."""
+    return target(config).gammas is not None
+
+
+def target(config: Config) -> targets.Target:
+    """What the velocity is trained to be."""
+    name = config.target.name
+    chosen = _choose(TARGETS, "target", config.target)
+    if name != "plain" and config.task != "flow":
+        raise UserError(f"target {name!r} is one of velocities; got task {config.task!r}: set target to plain")
+    if name in ("model_guidance", "guidance_free") and not config.drop_rate > 0:
+        raise UserError(f"target {name!r} learns u(t, x, ∅) on the way; got drop_rate {config.drop_rate}: 0.1, say")
+    return chosen
+
+
+def task(config: Config) -> Callable[..., Array]:
+    """The loss of each example."""
+    return _known(losses.TASKS, "task", config.task)
 
 
 def path(config: Config) -> paths.Path:
@@ -141,6 +187,7 @@ def recipe(config: Config) -> losses.Recipe:
         warp=_choose(times.WARPS, "times", config.times),
         coupling=_choose(COUPLINGS, "coupling", config.coupling),
         weight=_choose(losses.WEIGHTS, "weight", config.weight),
+        target=target(config),
         drop_rate=config.drop_rate,
         drop_field_rate=field_rate,
         stratified=config.batch_size if config.stratified else 0,

@@ -1,4 +1,4 @@
-"""The conditional flow matching loss."""
+"""The losses: conditional flow matching, and the classification of noisy data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flowguide import condition, paths, times
 from flowguide.condition import Condition
 from flowguide.couplings import Coupling, independent
 from flowguide.paths import Path
+from flowguide.targets import Seen, Target, plain
 from flowguide.typing import Array, CondVelocity, PRNGKey
 
 Weight: TypeAlias = Callable[[Path, Array], Array]  # path, t (B,) -> (B,)
@@ -70,6 +71,7 @@ class Recipe(NamedTuple):
       drop_field_rate: probability that an example loses one field of several, or the range it is drawn from.
       stratified: if positive, the global batch size over which t is stratified.
       weight: of the error at t, one of ``WEIGHTS``.
+      target: what the velocity is trained to be, one of ``TARGETS``.
     """
 
     path: Path
@@ -79,19 +81,19 @@ class Recipe(NamedTuple):
     drop_field_rate: float | tuple[float, float] = 0.1
     stratified: int = 0
     weight: Weight = constant()
-
-
-def squared_error(velocity: CondVelocity, path: Path, t: Array, x0: Array, x1: Array, c: Condition) -> Array:
-    """|u(t, x_t, c) − (α̇x1 + σ̇x0)|², averaged over the features: float32 ``(B,)`` (Lipman et al. 2023, eq. 9)."""
-    predicted = velocity(t, paths.interpolate(path, t, x0, x1), c)
-    target = paths.conditional_velocity(path, t, x0, x1)
-    return jnp.mean(jnp.square(predicted - target), axis=tuple(range(1, x1.ndim)))
+    target: Target = plain()
 
 
 def flow_matching(
-    velocity: CondVelocity, recipe: Recipe, keys: PRNGKey, index: Array, x1: Array, c: Condition
+    velocity: CondVelocity,
+    recipe: Recipe,
+    keys: PRNGKey,
+    index: Array,
+    x1: Array,
+    c: Condition,
+    teacher: CondVelocity | None = None,
 ) -> Array:
-    """The loss of each example, float32 ``(B,)``, with t, x0 and the dropped conditions drawn from its own key.
+    """The loss of each example, float32 ``(B,)``, with t, x0, γ and the dropped conditions drawn from its own key.
 
     Args:
       velocity: u(t (B,), x (B, *D), c).
@@ -100,7 +102,54 @@ def flow_matching(
       index: global index of the examples, int32 ``(B,)``; only read when t is stratified.
       x1: data ``(B, *D)``.
       c: its conditions, batch ``B``.
+      teacher: for targets that have one; None takes ``velocity``. No gradient goes through it.
     """
+    t, x0, c_keys = _draw(recipe, keys, index, x1, c)
+    c = condition.drop(c_keys, c, recipe.drop_rate, recipe.drop_field_rate)
+    path, target, gamma = recipe.path, recipe.target, jnp.ones_like(t)
+    if target.gammas is not None:
+        gamma = times.draw(jax.vmap(jax.random.fold_in, in_axes=(0, None))(c_keys, 1), target.quantile)
+    seen = Seen(t, paths.interpolate(path, t, x0, x1), c)
+    u = paths.conditional_velocity(path, t, x0, x1)
+    residual = target.residual(velocity, teacher or velocity, seen, u, gamma)
+    return recipe.weight(path, t) * jnp.mean(jnp.square(residual), axis=tuple(range(1, x1.ndim)))
+
+
+def classification(
+    logits: Callable[[Array, Array, Condition], Array],
+    recipe: Recipe,
+    keys: PRNGKey,
+    index: Array,
+    x1: Array,
+    c: Condition,
+    teacher: object = None,
+) -> Array:
+    """−log p_t(c|x_t) of each example, float32 ``(B,)``: the cross-entropy of a classifier that knows the noise.
+
+    t and x0 are drawn as ``flow_matching`` draws them; nothing is dropped, and there is no teacher. The least mean has
+    the posterior p_t(c|x), what classifier guidance asks for (Dhariwal & Nichol 2021, §4).
+
+    Args:
+      logits: (t (B,), x (B, *D), c, not to be read) -> ``(B, K)``.
+      recipe: what is drawn and how.
+      keys: typed keys ``(B,)``, see ``example_keys``.
+      index: global index of the examples, int32 ``(B,)``; only read when t is stratified.
+      x1: data ``(B, *D)``.
+      c: labels, the one field of the condition, int32 ``(B,)``.
+      teacher: not read.
+    """
+    t, x0, _ = _draw(recipe, keys, index, x1, c)
+    (label,) = jax.tree.leaves(c.value)
+    log_p = jax.nn.log_softmax(logits(t, paths.interpolate(recipe.path, t, x0, x1), c))
+    return -recipe.weight(recipe.path, t) * jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
+
+
+# what the trainer minimises
+TASKS: dict[str, Callable[..., Array]] = {"flow": flow_matching, "classifier": classification}
+
+
+def _draw(recipe: Recipe, keys: PRNGKey, index: Array, x1: Array, c: Condition) -> tuple[Array, Array, PRNGKey]:
+    """t ``(B,)``, the noise x0 ``(B, *D)``, and keys ``(B,)`` for what is dropped."""
     t_keys, x_keys, c_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
     warp = recipe.warp
     if recipe.stratified:
@@ -108,8 +157,7 @@ def flow_matching(
     t = times.draw(t_keys, warp)
     x0 = jax.vmap(lambda key: jax.random.normal(key, x1.shape[1:], x1.dtype))(x_keys)
     x0 = recipe.coupling(jax.vmap(jax.random.fold_in, in_axes=(0, None))(x_keys, 1), x0, x1, c)
-    c = condition.drop(c_keys, c, recipe.drop_rate, recipe.drop_field_rate)
-    return recipe.weight(recipe.path, t) * squared_error(velocity, recipe.path, t, x0, x1, c)
+    return t, x0, c_keys
 
 
 def _after(outer: Callable[[Array], Array], inner: Callable[[Array], Array]) -> Callable[[Array], Array]:

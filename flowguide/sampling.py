@@ -25,11 +25,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from flowguide import build, checkpoint, guidance, paths, prompts, solvers, times
-from flowguide.condition import Condition
+from flowguide.condition import Condition, Label, Vector, bind, given
+from flowguide.condition import null as nothing
 from flowguide.data import DataInfo, info_from_json, to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
-from flowguide.typing import Array, Device, PRNGKey, PyTree, Velocity
+from flowguide.networks.perturbation import Perturbation
+from flowguide.targets import with_gamma
+from flowguide.typing import Array, Device, PRNGKey, PyTree, Schedule, Velocity
 
 ADAPTIVE = tuple(sorted(solvers.PAIRS))
 STOCHASTIC = tuple(sorted(solvers.STOCHASTIC))
@@ -46,6 +49,8 @@ class Run(NamedTuple):
       step: of training, at which they were saved.
       has_null: whether conditions were dropped in training, so that ∅ means something.
       path: name of the path it was trained on (``paths.PATHS``).
+      gammas: the range of γ that the network was taught, and is told; None for a plain one, guided by references.
+      guided: the network is a guided velocity already, of one γ (``targets.model_guidance``).
     """
 
     info: DataInfo
@@ -54,6 +59,20 @@ class Run(NamedTuple):
     step: int
     has_null: bool
     path: str
+    gammas: tuple[float, float] | None = None
+    guided: bool = False
+
+
+class Null(NamedTuple):
+    """Whether a network knows ∅.
+
+    Attributes:
+      untouched: fields whose null token is what it was before training.
+      gap: ‖u_c − u_∅‖/‖u_c‖ half-way, over made-up conditions with every field present.
+    """
+
+    untouched: tuple[str, ...]
+    gap: float
 
 
 class Samples(NamedTuple):
@@ -76,9 +95,14 @@ class Method(NamedTuple):
       steps: of a grid given by name; not read by adaptive solvers.
       grid: of deterministic and stochastic solvers: the name of a warp (``times.WARPS``), or the nodes themselves,
         increasing from 0 to 1, whose number then says the steps. ``fit_grid`` finds good ones.
+      guidance: one of ``guidance.methods.METHODS``.
+      settings: of that method, pairs of name and number.
+      schedule: of γ over time, one of ``guidance.SCHEDULES``.
       interval: the times between which guidance is applied, or None for all.
       replace_null: the negative condition takes the place of ∅.
       rescale: strength φ of the rescaling of Lin et al. 2024.
+      perturbation: of the network that guidance "perturbed" goes away from.
+      reuse: steps for which the references' differences are kept, see ``guidance.guide``.
       tolerance: relative and absolute, of adaptive solvers.
       eta: strength η of the noise of stochastic solvers: 0 none, 1 memoryless.
       passes: "together" or "apart", see ``guidance.guide``.
@@ -87,9 +111,14 @@ class Method(NamedTuple):
     solver: str = "heun"
     steps: int = 25
     grid: str | tuple[float, ...] = "uniform"
+    guidance: str = "cfg"
+    settings: tuple[tuple[str, float], ...] = ()
+    schedule: str = "constant"
     interval: tuple[float, float] | None = None
     replace_null: bool = False
     rescale: float = 0.0
+    perturbation: Perturbation = Perturbation()
+    reuse: int = 1
     tolerance: float = 1e-4
     eta: float = 1.0
     passes: guidance.Passes = "together"
@@ -102,10 +131,12 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     """The run in ``workdir``, with the averaged parameters of the newest checkpoint or of ``step``.
 
     Raises:
-      UserError: if there is no run, or no checkpoint, or it cannot be read.
+      UserError: if there is no run, or no checkpoint, or it cannot be read, or it is a classifier.
     """
     workdir = Path(workdir)
     config = build.read_config(workdir)
+    if config.task != "flow":
+        raise UserError(f"{workdir} holds a {config.task}, which draws nothing: give a run of a velocity")
     try:
         info = info_from_json(json.loads((workdir / "info.json").read_text()))
     except (OSError, json.JSONDecodeError) as error:
@@ -115,7 +146,36 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     network = build.network(config, info)
     like = jax.eval_shape(network.init, jax.random.key(0))
     params, step = checkpoint.restore_ema(workdir, like, step)
-    return Run(info, network, params, step, config.drop_rate > 0, config.path)
+    guided = config.target.name == "model_guidance"
+    return Run(info, network, params, step, config.drop_rate > 0, config.path, build.target(config).gammas, guided)
+
+
+def check_null(run: Run, seed: int) -> Null:
+    """Looks whether the null tokens of a run were trained, and whether they make a difference.
+
+    Args:
+      run: from ``load``.
+      seed: of the training run, from which its first parameters follow.
+    """
+    init_key, _, _ = jax.random.split(jax.random.key(seed), 3)
+    first = jax.tree_util.tree_flatten_with_path(run.network.init(init_key))[0]
+    untouched = []
+    for (place, before), now in zip(first, jax.tree.leaves(run.params), strict=True):
+        names = [str(key.key) for key in place if isinstance(key, jax.tree_util.DictKey)]
+        if names[-1] == "null" and np.array_equal(before, now):
+            untouched.append(names[-2])
+    keys = jax.random.split(jax.random.key(0), 1 + len(run.info.fields))
+    value = {}
+    for key, (name, field) in zip(keys[1:], run.info.fields.items(), strict=True):
+        blank = prompts.blank(field)
+        if isinstance(field, Vector):
+            value[name] = jax.random.normal(key, (16, field.size))
+        else:
+            count = len(field.values if isinstance(field, Label) else field.words)
+            value[name] = jax.random.randint(key, (16, *blank.shape), 0, count)
+    x, c = jax.random.normal(keys[0], (16, *run.info.shape)), given(value)
+    u, null = (bind(partial(run.network.velocity, run.params), each)(jnp.float32(0.5), x) for each in (c, nothing(c)))
+    return Null(tuple(untouched), float(jnp.linalg.norm(u - null) / jnp.linalg.norm(u)))
 
 
 def sample(
@@ -126,6 +186,8 @@ def sample(
     gamma: float | np.ndarray = 1.0,
     negative: Sequence[str | Condition] = (),
     gamma_negative: float = 1.0,
+    compose: Sequence[tuple[str | Condition, float]] = (),
+    weak: Run | None = None,
     method: Method = DEFAULT,
     seed: int = 0,
     batch_size: int = 64,
@@ -141,7 +203,9 @@ def sample(
       gamma: guidance scale γ, for all or ``(num,)``: 0 unconditional, 1 conditional, more is guided.
       negative: conditions to avoid, each a prompt for all or a Condition of ``num`` examples.
       gamma_negative: their weight γ_n; not read where ``method.replace_null`` puts a negative condition in ∅'s place.
-      method: how to integrate.
+      compose: further conditions, each with its weight: u_∅ + γ[(u_c − u_∅) + Σ w_i(u_i − u_∅)].
+      weak: the worse run that guidance "autoguidance" goes away from, trained on the same data.
+      method: how to guide and integrate.
       seed: of the noise.
       batch_size: samples at a time, over all devices; changes memory and speed, not the samples.
       devices: where to compute; by default all local ones.
@@ -156,15 +220,21 @@ def sample(
     if num < 1 or batch_size < 1:
         raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
     c = _condition(cond, fields, num)
-    away = tuple(_condition(d, fields, num) for d in negative)
-    gammas = np.broadcast_to(np.asarray(gamma, np.float32), (num,))
-    _check(run, c, gammas, away, gamma_negative, method)
+    wanted = _Wanted(
+        c,
+        tuple(_condition(d, fields, num) for d in negative),
+        tuple(_condition(d, fields, num) for d, _ in compose),
+        np.broadcast_to(np.asarray(gamma, np.float32), (num,)),
+    )
+    weights = np.array([gamma_negative, *(w for _, w in compose)], np.float32)
+    _check(run, wanted, weights, method, weak)
 
     devices = tuple(devices or jax.local_devices())
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
-    program = _program(run.network, run.path, run.info.shape, method, mesh)
-    params = jax.device_put(run.params, whole)
+    told = run.gammas is not None
+    program = _program(run.network, weak and weak.network, told, run.path, run.info.shape, method, mesh)
+    params = jax.device_put((run.params, weak and weak.params), whole)
 
     def share(tree: PyTree, index: np.ndarray) -> PyTree:
         return jax.tree.map(lambda a: jax.device_put(np.asarray(a)[index], split), tree)
@@ -176,8 +246,7 @@ def sample(
     for first in tqdm(range(0, num, size), disable=not progress, unit_scale=size, unit="sample", dynamic_ncols=True):
         index = np.minimum(np.arange(first, first + size), num - 1)
         keys = jax.device_put(jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(index)), split)
-        own = share((c, away, gammas), index)
-        x, status, cost_each = program(params, keys, *own, jnp.float32(gamma_negative))
+        x, status, cost_each = program(params, keys, share(wanted, index), weights)
         if np.any(np.asarray(status) == solvers.Status.NOT_FINITE):
             raise UserError(f"{method.solver} met a velocity that is not finite: lower gamma, or train longer")
         if np.any(np.asarray(status) != solvers.Status.DONE):
@@ -228,9 +297,11 @@ def fit_grid(
     num = _batch(cond) if isinstance(cond, Condition) else len(cond)
     c = _condition(cond, run.info.fields, num)
     away = tuple(_condition(d, run.info.fields, num) for d in negative)
-    gammas = np.broadcast_to(np.asarray(gamma, np.float32), (num,))
-    _check(run, c, gammas, away, gamma_negative, method)
-    guided, _ = _guided(run.network, method, run.params, c, away, jnp.asarray(gammas), jnp.float32(gamma_negative))
+    wanted = _Wanted(c, away, (), np.broadcast_to(np.asarray(gamma, np.float32), (num,)))
+    weights = np.array([gamma_negative], np.float32)
+    _check(run, wanted, weights, method)
+    told = run.gammas is not None
+    guided, _ = _guided(run.network, None, told, run.path, method, (run.params, None), wanted, weights)
     key = jax.random.fold_in(jax.random.key(seed), 2**31)  # no sample has this number
     noise = jax.random.normal(key, (num, *run.info.shape))
     solver = solvers.SOLVERS[method.solver](paths.PATHS[run.path]())
@@ -241,26 +312,55 @@ def fit_grid(
     return tuple(float(t) for t in ts)
 
 
+class _Wanted(NamedTuple):
+    """What each sample is asked to be; one entry a sample in every leaf."""
+
+    c: Condition
+    away: tuple[Condition, ...]
+    others: tuple[Condition, ...]
+    gamma: np.ndarray
+
+
 def _guided(
     network: Network,
+    weak: Network | None,
+    told: bool,
+    path: str,
     method: Method,
     params: PyTree,
-    c: Condition,
-    away: tuple[Condition, ...],
-    gamma: Array,
-    gamma_negative: Array,
+    wanted: _Wanted,
+    weights: Array | np.ndarray,
 ) -> tuple[Velocity | solvers.StatefulVelocity, guidance.Guidance]:
-    velocity = partial(network.velocity, params)
-    rules = guidance.classifier_free(
+    """The guided velocity and its guidance; ``weights`` are γ_n and those of the other conditions."""
+    own, weak_params = params
+    velocity, gamma = partial(network.velocity, own), guidance.SCHEDULES[method.schedule](wanted.gamma)
+    if told:  # one pass, and nothing to combine
+        alone = guidance.Guidance((), guidance.composed([]), lambda t: jnp.int32(guidance.Terms.CONDITIONAL))
+        return bind(velocity, with_gamma(wanted.c, jnp.asarray(wanted.gamma))), alone
+    worse = None if weak is None else partial(weak.velocity, weak_params)
+    if worse is None and method.perturbation != Perturbation():
+        worse = partial(network.perturbed(method.perturbation), own)
+
+    def scheduled(schedule: Schedule, outside: float) -> Schedule:
+        return schedule if method.interval is None else guidance.within(schedule, *method.interval, outside)
+
+    asked = guidance.methods.Asked(
         velocity,
-        c,
-        gamma,
-        negative=away,
-        gamma_negative=None if method.replace_null or not away else gamma_negative,
-        interval=method.interval,
-        phi=method.rescale,
+        wanted.c,
+        scheduled(gamma, 1.0),
+        paths.PATHS[path](),
+        wanted.away,
+        None if method.replace_null else scheduled(guidance.constant(weights[0]), 0.0),
+        tuple((d, scheduled(_times(gamma, w), 0.0)) for d, w in zip(wanted.others, weights[1:], strict=True)),
+        None if method.solver in ADAPTIVE else _nodes(method),
+        worse,
     )
-    return guidance.guide(velocity, c, rules, method.passes), rules
+    guiding = guidance.methods.build(method.guidance, asked, method.rescale, **dict(method.settings))
+    return guidance.guide(velocity, wanted.c, guiding, method.passes, method.reuse), guiding
+
+
+def _times(schedule: Schedule, weight: Array | float) -> Schedule:
+    return lambda t: weight * schedule(t)
 
 
 def _nodes(method: Method) -> Array:
@@ -270,13 +370,19 @@ def _nodes(method: Method) -> Array:
 
 
 @lru_cache(maxsize=32)
-def _program(network: Network, path: str, shape: tuple[int, ...], method: Method, mesh: jax.sharding.Mesh):
+def _program(
+    network: Network,
+    weak: Network | None,
+    told: bool,
+    path: str,
+    shape: tuple[int, ...],
+    method: Method,
+    mesh: jax.sharding.Mesh,
+):
     """The jitted sampler. Each device integrates its own share, without a word to the others."""
 
-    def draw(
-        params: PyTree, keys: PRNGKey, c: Condition, away: tuple[Condition, ...], gamma: Array, gamma_negative: Array
-    ) -> tuple[Array, Array, Array]:
-        guided, rules = _guided(network, method, params, c, away, gamma, gamma_negative)
+    def draw(params: PyTree, keys: PRNGKey, wanted: _Wanted, weights: Array) -> tuple[Array, Array, Array]:
+        guided, rules = _guided(network, weak, told, path, method, params, wanted, weights)
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         if method.solver in ADAPTIVE:
             edges = [t for t in method.interval or () if 0 < t < 1]
@@ -295,7 +401,7 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
             else:
                 solver = solvers.SOLVERS[method.solver](paths.PATHS[path]())
             ts = _nodes(method)
-            cost = guidance.network_evaluations(solver, rules, ts)
+            cost = guidance.network_evaluations(solver, rules, ts, method.reuse)
             x, status = solvers.solve(solver, guided, x, ts), jnp.int32(solvers.Status.DONE)
         return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
 
@@ -304,7 +410,7 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
         jax.shard_map(
             draw,
             mesh=mesh,
-            in_specs=(same, each, each, each, each, same),
+            in_specs=(same, each, each, same),
             out_specs=each,
             check_vma=False,
         )
@@ -323,23 +429,22 @@ def _batch(c: Condition) -> int:
     return len(jax.tree.leaves(c.present)[0]) if jax.tree.leaves(c.present) else 0
 
 
-def _check(
-    run: Run, c: Condition, gamma: np.ndarray, away: tuple[Condition, ...], gamma_negative: float, method: Method
-) -> None:
+def _check(run: Run, wanted: _Wanted, weights: np.ndarray, method: Method, weak: Run | None = None) -> None:
+    gamma, away = wanted.gamma, wanted.away
     if method.solver not in SOLVER_NAMES:
         raise UserError(f"unknown solver {method.solver!r}: there are {', '.join(SOLVER_NAMES)}")
     if isinstance(method.grid, str) and method.grid not in times.WARPS:
-        raise UserError(
-            f"unknown grid {method.grid!r}: there are {', '.join(sorted(times.WARPS))}, or nodes of its own"
-        )
+        raise UserError(f"unknown grid {method.grid!r}: there are {', '.join(sorted(times.WARPS))}, or give its nodes")
     if not isinstance(method.grid, str):
         nodes = np.asarray(method.grid, np.float32)
         if len(nodes) < 2 or nodes[0] != 0 or nodes[-1] != 1 or not (np.diff(nodes) > 0).all():
             raise UserError(f"the nodes of a grid increase from 0 to 1; got {', '.join(f'{t:g}' for t in nodes)}")
-    if method.steps < 1:
-        raise UserError(f"steps must be at least 1; got {method.steps}")
-    if not (np.isfinite(gamma).all() and np.isfinite(gamma_negative)):
-        raise UserError(f"guidance scales must be finite; got gamma {gamma} and gamma_negative {gamma_negative}")
+    if method.steps < 1 or method.reuse < 1:
+        raise UserError(f"steps and reuse must be at least 1; got {method.steps} and {method.reuse}")
+    if not (np.isfinite(gamma).all() and np.isfinite(weights).all()):
+        raise UserError(f"guidance scales must be finite; got gamma {gamma}, gamma_negative and weights {weights}")
+    if method.schedule not in guidance.SCHEDULES:
+        raise UserError(f"unknown schedule {method.schedule!r}: there are {', '.join(sorted(guidance.SCHEDULES))}")
     if not 0 <= method.rescale <= 1:
         raise UserError(f"rescale mixes between 0 and 1; got {method.rescale}")
     if not 0 <= method.eta < np.inf:
@@ -350,8 +455,52 @@ def _check(
         raise UserError(f"interval needs 0 <= start < stop <= 1; got {method.interval}")
     if method.replace_null and len(away) != 1:
         raise UserError(f"replace_null puts one negative condition in the place of ∅; got {len(away)} of them")
-    if not run.has_null and (away or (gamma != 1).any() or not all(p.all() for p in jax.tree.leaves(c.present))):
+    if weak is not None and (weak.info.shape, weak.info.fields, weak.path) != (
+        run.info.shape,
+        run.info.fields,
+        run.path,
+    ):
+        raise UserError("the weak run must have been trained on data of the same shape and fields, on the same path")
+    if run.gammas is not None:
+        low, high = run.gammas
+        if not ((gamma >= low) & (gamma <= high)).all():
+            raise UserError(f"this network was taught γ from {low:g} to {high:g} and is told it; got {gamma}")
+        asked = away or wanted.others or weak, method.guidance, method.rescale, method.interval, method.schedule
+        if asked[0] or asked[1:] != ("cfg", 0.0, None, "constant"):
+            raise UserError(
+                "this network is guided by the γ it is told: negatives, intervals and the like need another"
+            )
+        return
+    if run.guided and (gamma > 1).any():
+        raise UserError(f"this network is guided already (target model_guidance): use gamma 1; got {gamma.max():g}")
+    if not run.has_null and method.guidance != "autoguidance" and (away or (gamma != 1).any() or not _full(wanted.c)):
         raise UserError(
             "this network was trained without null dropout (drop_rate = 0), so it knows no ∅: give every field, "
             "gamma 1 and no negative, or train with drop_rate > 0"
         )
+    if method.guidance == "cfg_pp" and (
+        method.solver not in ("ddim", "euler") or (method.solver == "euler" and run.path != "linear")
+    ):
+        raise UserError(f"guidance cfg_pp is a first-order step with a noise of its own: use ddim, not {method.solver}")
+    try:
+        guided, _ = _guided(
+            run.network,
+            weak and weak.network,
+            False,
+            run.path,
+            method,
+            (run.params, weak and weak.params),
+            wanted,
+            weights,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    if method.solver in ADAPTIVE and isinstance(guided, solvers.StatefulVelocity):
+        raise UserError(
+            f"{method.solver} chooses its steps, and guidance {method.guidance} remembers them or reuses references: "
+            "use a solver that takes --steps"
+        )
+
+
+def _full(c: Condition) -> bool:
+    return all(np.all(p) for p in jax.tree.leaves(c.present))

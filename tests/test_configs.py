@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import pytest
 
 from flowguide import build
-from flowguide.condition import Condition, Label, Tokens
+from flowguide.condition import Condition, Label, Tokens, Vector
 from flowguide.data import DataInfo
+from flowguide.errors import UserError
 
 TEN = {"label": Label(tuple("0123456789"))}
 INFO = {
     "avatars": DataInfo("avatars", (16, 16, 3), "image", {"hat": Label(("a", "b")), "beard": Label(("a", "b"))}),
     "captions": DataInfo("avatars", (16, 16, 3), "image", {"caption": Tokens(5, ("", "a", "b"))}),
     "digits": DataInfo("digits", (8, 8, 1), "image", TEN),
+    "digits_classifier": DataInfo("digits", (8, 8, 1), "image", TEN),
     "points": DataInfo("mixture2d", (2,), "points", TEN),
     "mnist": DataInfo("mnist", (28, 28, 1), "image", TEN),
     "fashion_mnist": DataInfo("fashion_mnist", (28, 28, 1), "image", TEN),
@@ -41,5 +43,18 @@ def test_config_builds(name):
     value = {k: jnp.zeros((2, f.length) if isinstance(f, Tokens) else 2, int) for k, f in info.fields.items()}
     c = Condition(value, {k: jnp.ones(2, bool) for k in value})
     out = jax.eval_shape(network.velocity, params, jnp.zeros(2), jnp.zeros((2, *info.shape)), c)
-    assert out.shape == (2, *info.shape)
+    assert out.shape == ((2, *info.shape) if config.task == "flow" else (2, 10))
     assert out.dtype == jnp.float32
+
+
+def test_a_field_named_gamma_and_data_without_fields_are_refused():
+    config = build.default()
+    config.network = {"name": "mlp", "width": 8}
+    config.target = {"name": "guidance_free"}
+    with pytest.raises(UserError, match="adds a field 'gamma'; points has one"):
+        build.network(config, DataInfo("points", (2,), "points", {"gamma": Vector(1)}))
+    with pytest.raises(UserError, match="guided towards conditions; points has none"):
+        build.network(config, DataInfo("points", (2,), "points", {}))
+    config.update({"task": "classifier", "target": {"name": "plain"}})
+    with pytest.raises(UserError, match=r"classifier 'mlp' for points .*one label apart; got fields \['a', 'b'\]"):
+        build.network(config, DataInfo("points", (2,), "points", {"a": Vector(1), "b": Vector(1)}))

@@ -12,10 +12,11 @@ from test_train import refused, run
 
 import train as script
 from flowguide import build, sampling
-from flowguide.condition import Label, given
+from flowguide.condition import Condition, Label, given, null
 from flowguide.data import DataInfo
 from flowguide.errors import UserError
 from flowguide.networks import Network
+from flowguide.networks.perturbation import Perturbation
 
 FIELDS = {"hat": Label(("none", "red")), "beard": Label(("no", "yes"))}
 SHAPE = (3, 3, 1)
@@ -96,6 +97,8 @@ def test_changing_gamma_seed_or_condition_compiles_nothing():
     draw(negative=["beard=yes"])
     program = sampling._program(
         NETWORK,
+        None,
+        False,
         RUN.path,
         SHAPE,
         sampling.Method(steps=6),
@@ -106,16 +109,46 @@ def test_changing_gamma_seed_or_condition_compiles_nothing():
     assert program._cache_size() == before > 0
 
 
+METHODS = [(name, {}) for name in ("zero_star", "apg", "tcfg", "mambo_g", "beta_cfg", "feedback")]
+METHODS += [(name, {"negative": ["beard=yes"], "gamma_negative": 0.7}) for name in ("perp_neg", "contrastive", "dng")]
+METHODS += [("cfg", {"negative": ["beard=yes"], "compose": [("hat=none", 0.5)]}), ("autoguidance", {"weak": True})]
+
+
+@pytest.mark.parametrize(("name", "asked"), METHODS)
+def test_every_method_draws_and_its_samples_do_not_depend_on_the_batch(name, asked):
+    worse = NETWORK._replace(velocity=lambda params, t, x, c: 0.5 * velocity(params, t, x, c))
+    asked = {**asked, "weak": RUN._replace(network=worse)} if "weak" in asked else asked
+    method = sampling.Method("ab2", 6, guidance=name)
+    whole = draw(devices=jax.devices()[:1], method=method, **asked)
+    other = draw(devices=jax.devices()[:4], batch_size=4, method=method, **asked)
+    np.testing.assert_allclose(whole.x, other.x, rtol=1e-4, atol=1e-5)
+    plain = draw(method=sampling.Method("ab2", 6), gamma=1.0)
+    assert np.abs(whole.x - plain.x).max() > 1e-3
+    extra = len(asked.get("negative", [])) + len(asked.get("compose", [])) + 1
+    assert (whole.evaluations == 6 * (1 + extra)).all()
+
+
+def test_reuse_and_schedules_and_cfg_pp():
+    few = draw(method=sampling.Method("ab2", 8, reuse=4))
+    assert (few.evaluations == 8 + 2).all()
+    assert np.abs(few.x - draw(method=sampling.Method("ab2", 8)).x).max() < 0.3
+    ramp = draw(method=sampling.Method("ab2", 8, schedule="linear"))
+    assert np.abs(ramp.x - draw(method=sampling.Method("ab2", 8)).x).max() > 1e-3
+    plus = draw(gamma=0.6, method=sampling.Method("ddim", 8, guidance="cfg_pp"))
+    assert (plus.evaluations == 16).all()
+
+
 def test_a_grid_of_ones_own_and_a_fitted_one():
     own = draw(method=sampling.Method("ab2", grid=tuple(i / 6 for i in range(7))))
     np.testing.assert_allclose(own.x, draw(method=sampling.Method("ab2", 6)).x, atol=1e-5)
     assert (own.evaluations == 12).all()
 
-    method, asked = sampling.Method("abm3", 4), {"gamma": 3.0, "negative": ["beard=yes"]}
-    grid = sampling.fit_grid(RUN, ["hat=red", ""] * 8, method=method, iterations=10, **asked)
+    method, away = sampling.Method("abm3", 4), ["beard=yes"]
+    grid = sampling.fit_grid(RUN, ["hat=red", ""] * 8, method=method, gamma=3.0, negative=away, iterations=10)
     assert len(grid) == 5
-    exact = draw(method=sampling.Method("dopri5", tolerance=1e-6), **asked).x
-    error = [np.abs(draw(method=m, **asked).x - exact).mean() for m in (method, method._replace(grid=grid))]
+    exact = draw(method=sampling.Method("dopri5", tolerance=1e-6), gamma=3.0, negative=away).x
+    methods = method, method._replace(grid=grid)
+    error = [np.abs(draw(method=m, gamma=3.0, negative=away).x - exact).mean() for m in methods]
     assert error[1] < 0.7 * error[0]
     with pytest.raises(UserError, match=r"a grid is fitted to ab2, .*; got the solver renoise"):
         sampling.fit_grid(RUN, ["hat=red"], method=sampling.Method("renoise"))
@@ -136,6 +169,21 @@ def test_a_grid_of_ones_own_and_a_fitted_one():
         ({"method": sampling.Method(replace_null=True)}, "one negative condition"),
         ({"method": sampling.Method(rescale=2.0)}, "between 0 and 1"),
         ({"gamma": 3e38}, "not finite"),
+        ({"method": sampling.Method(guidance="cgf")}, "unknown guidance 'cgf': there are apg"),
+        ({"method": sampling.Method(guidance="apg", settings=(("r", 1.0),))}, "it takes parallel, largest, momentum"),
+        ({"method": sampling.Method(schedule="steep")}, "unknown schedule 'steep': there are beta"),
+        ({"method": sampling.Method(guidance="perp_neg")}, "needs a negative condition beside ∅"),
+        ({"method": sampling.Method(guidance="tcfg"), "negative": ["beard=yes"]}, "with a weight of its own makes two"),
+        ({"method": sampling.Method(guidance="autoguidance")}, "needs a worse network"),
+        (
+            {"method": sampling.Method(guidance="cfg_pp")},
+            "first-order step with a noise of its own: use ddim, not heun",
+        ),
+        ({"method": sampling.Method("dopri5", guidance="feedback")}, "use a solver that takes --steps"),
+        ({"method": sampling.Method("dopri5", reuse=2)}, "use a solver that takes --steps"),
+        ({"method": sampling.Method(reuse=0)}, "steps and reuse must be at least 1"),
+        ({"method": sampling.Method(guidance="tcfg"), "compose": [("beard=yes", 1.0)]}, "composed by guidance 'cfg'"),
+        ({"method": sampling.Method(perturbation=Perturbation(skip=(1,)))}, "has no blocks"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
@@ -218,9 +266,49 @@ def test_truncated_checkpoint_and_missing_files_are_named(digits, tmp_path):
         (["--workdir=RUN", "--cond=digit=3"], "unknown field 'digit': there are label"),
         (["--workdir=RUN", "--solver=rk5"], "--solver=rk5: value should be one of"),
         (["--workdir=RUN", "--gamma=two"], "--gamma takes numbers"),
+        (["--workdir=RUN", "--compose=3"], "--compose takes condition:weight"),
+        (["--workdir=RUN", "--compose=3:1", "--cond=4"], "leave out --cond, or --compose"),
+        (["--workdir=RUN", "--perturb=drop=1"], "--perturb takes skip, attention, blur, layers; got 'drop'"),
+        (["--workdir=RUN", "--guidance=apg:r=1"], "guidance 'apg' has no setting 'r': it takes parallel"),
+        (["--workdir=RUN", "--grid=0,1,0.5"], "the nodes of a grid increase from 0 to 1"),
         (["--workdir=RUN", "--step=99"], "no checkpoint of step 99"),
     ],
     ids=str,
 )
 def test_bad_commands_are_one_line(arguments, message, digits):
     refused("sample.py", [a.replace("RUN", str(digits)) for a in arguments], message)
+
+
+def test_untrained_null_tokens_are_seen(digits):
+    run = sampling.load(digits)
+    seed = build.read_config(digits).seed
+    fresh = run.network.init(jax.random.split(jax.random.key(seed), 3)[0])
+    null = sampling.check_null(run._replace(params=fresh), seed)
+    assert null.untouched == ("label",)
+    assert not null.gap > 0  # the last layer is zero at first
+    moved = sampling.check_null(run._replace(params=jax.tree.map(lambda p: p + 0.1, fresh)), seed)
+    assert moved.untouched == ()
+    assert moved.gap > 0
+
+
+def test_a_network_that_is_told_gamma_costs_one_evaluation():
+    """A network whose velocity is the guided one of the γ it is told, against the guidance of the plain network."""
+
+    def taught(params, t, x, c):
+        gamma = c.value["gamma"].reshape(-1, 1, 1, 1)
+        plain = Condition({k: v for k, v in c.value.items() if k != "gamma"}, {k: c.present[k] for k in FIELDS})
+        return (1 - gamma) * velocity(params, t, x, null(plain)) + gamma * velocity(params, t, x, plain)
+
+    run = RUN._replace(network=NETWORK._replace(velocity=taught), gammas=(1.0, 4.0))
+    gamma, method = np.linspace(1, 4, 10), sampling.Method(steps=6)
+    told = sampling.sample(run, "hat=red", num=10, gamma=gamma, method=method)
+    guided = draw(gamma=gamma)
+    np.testing.assert_allclose(told.x, guided.x, rtol=1e-4, atol=1e-5)
+    assert (told.evaluations == 12).all()
+    assert (guided.evaluations == 24).all()
+    with pytest.raises(UserError, match="was taught γ from 1 to 4"):
+        sampling.sample(run, "hat=red", num=2, gamma=5.0)
+    with pytest.raises(UserError, match="guided by the γ it is told"):
+        sampling.sample(run, "hat=red", num=2, gamma=2.0, negative=["beard=yes"])
+    with pytest.raises(UserError, match="guided already"):
+        sampling.sample(RUN._replace(guided=True), "hat=red", num=2, gamma=2.0)

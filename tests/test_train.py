@@ -17,6 +17,7 @@ from flowguide import analytic, build, checkpoint, paths, sampling, times
 from flowguide.condition import Condition, given
 from flowguide.data.builders import mixture2d
 from flowguide.errors import UserError
+from flowguide.targets import GAMMA, with_gamma
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,6 +93,63 @@ def test_a_diverging_run_stops_with_the_step(data_dir, tmp_path):
     assert not list(checkpoint.folder(tmp_path).glob("[0-9]*"))
 
 
+TARGETS = {
+    "model_guidance": {"name": "model_guidance", "gamma": 2.0},
+    "guidance_free": {"name": "guidance_free", "low": 0.25},
+    "distilled": {"name": "distilled", "gamma_range": (1.0, 4.0)},
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_guidance_is_trained_in_and_gamma_is_told(name, whole, data_dir, tmp_path):
+    target = dict(TARGETS[name])
+    if name == "distilled":
+        target["workdir"] = str(whole[0])
+    config = small(data_dir, target=target, steps=3)
+    config.preview.update({"every": 8, "num": 8, "gammas": (9.0,), "solver": "euler", "steps": 2})
+    state = script.train(config, tmp_path)
+    assert (tmp_path / "previews" / "00000003.png").exists()
+
+    stored, run = build.read_config(tmp_path), sampling.load(tmp_path)
+    assert same(run.params, state.ema)
+    assert build.takes_gamma(stored) == (name != "model_guidance")
+    fields = build.network_fields(stored, run.info)
+    assert set(fields) == set(run.info.fields) | ({GAMMA} if name != "model_guidance" else set())
+    c = given({"label": jnp.arange(4)})
+    told = with_gamma(c, 2.0) if build.takes_gamma(stored) else c
+    u = jax.jit(run.network.velocity)(run.params, jnp.full(4, 0.5), jnp.ones((4, 2)), told)
+    assert np.isfinite(u).all()
+    assert np.any(u)
+
+
+def test_the_teacher_must_fit(whole, data_dir, tmp_path):
+    def refused(message, workdir, **changes):
+        with pytest.raises(UserError, match=message):
+            script.train(small(data_dir, target={"name": "distilled", "workdir": str(workdir)}, **changes), student)
+        assert not student.exists()
+
+    student = tmp_path / "student"
+    refused("no run in .*nowhere", tmp_path / "nowhere")
+    refused("has path linear; expected that of this run, trig", whole[0], path="trig")
+    teacher = tmp_path / "teacher"
+    shutil.copytree(whole[0], teacher)
+    for changes, message in (
+        ({"target": {"name": "guidance_free"}}, "not told γ"),
+        ({"task": "classifier"}, "must be a velocity"),
+        ({"drop_rate": 0.0}, "knows no ∅"),
+    ):
+        stored = json.loads((whole[0] / "config.json").read_text())
+        (teacher / "config.json").write_text(json.dumps(stored | changes))
+        refused(message, teacher)
+
+
+def test_a_classifier_trains_with_the_same_trainer(data_dir, tmp_path):
+    config = small(data_dir, task="classifier", steps=3)
+    config.preview.every = 3
+    assert int(script.train(config, tmp_path).step) == 3
+    assert not (tmp_path / "previews").exists()
+
+
 @pytest.mark.parametrize("cut", ["params", "ema", "train"])
 def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tmp_path, cut):
     workdir = tmp_path / "run"
@@ -122,6 +180,22 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tm
         ({"times": {"name": "sway", "mean": 3.0}}, "times 'sway' has no setting 'mean': it takes k"),
         ({"ema": {"name": "power", "std": 0.5}}, "between 0 and 0.288; got 0.5"),
         ({"weight": {"name": "snr"}}, "unknown weight 'snr': there are constant, min_snr, x0_error, x1_error"),
+        (
+            {"target": {"name": "guided"}},
+            "unknown target 'guided': there are distilled, guidance_free, model_guidance, pl",
+        ),
+        ({"target": {"name": "model_guidance", "w": 1}}, "target 'model_guidance' has no setting 'w': it takes gamma"),
+        ({"target": {"name": "model_guidance", "gamma": 0.5}}, "finite gamma of 1 or more; got 0.5: 2.0, say"),
+        ({"target": {"name": "model_guidance"}, "drop_rate": 0.0}, "on the way; got drop_rate 0.0: 0.1, say"),
+        ({"target": {"name": "guidance_free", "low": 0.0}}, "γ = 1/β; got low=0.0: 0.2, say"),
+        ({"target": {"name": "distilled"}}, "got no workdir: name the folder of its run"),
+        (
+            {"target": {"name": "distilled", "workdir": "x", "gamma_range": (5.0, 1.0)}},
+            r"the lower first; got \(5.0, 1.0",
+        ),
+        ({"target": {"name": "guidance_free"}, "task": "classifier"}, "one of velocities; got task 'classifier': set"),
+        ({"task": "regress"}, "unknown task 'regress': there are classifier, flow"),
+        ({"task": "classifier", "network": {"name": "unet"}}, "unknown classifier 'unet': there are mlp"),
         ({"path": "straight"}, "unknown path 'straight': there are linear, trig, vp"),
         ({"coupling": {"name": "none"}}, "unknown coupling 'none': there are assigned, independent, sinkhorn"),
         ({"batch_size": 33}, "batch_size 33 cannot be shared by 8 devices"),
@@ -241,3 +315,34 @@ def test_the_loss_of_a_gaussian_reaches_its_minimum(tmp_path):
     minimum = float(analytic.flow_matching_minimum(law, p, jnp.linspace(0, 1, 20_001)).mean())
     error = float(measured.std()) / 10
     assert minimum - 4 * error < float(measured.mean()) < 1.03 * minimum + 4 * error
+
+
+@pytest.mark.slow
+def test_a_digits_classifier_knows_clean_digits_and_not_noise(data_dir, tmp_path):
+    """configs/digits_classifier.py, shortened: accuracy and the sharpness of the posterior grow with t."""
+    from configs.digits_classifier import get_config
+    from flowguide.data import to_model
+    from flowguide.networks import log_probability
+
+    config = get_config()
+    config.data.data_dir = str(data_dir)
+    config.steps = 300
+    state = script.train(config, tmp_path)
+    test = build.dataset(config, "test")
+    batch = test.read(np.arange(test.size))
+    x1, c = to_model(jnp.asarray(batch.x)), given(batch.value)
+    network = build.network(config, test.info)
+    log_p, p = log_probability(network, state.ema), paths.linear()
+    x0 = jax.random.normal(jax.random.key(0), x1.shape)
+
+    def accuracy(t):
+        x = paths.interpolate(p, jnp.full(test.size, t), x0, x1)
+        guesses = [log_p(jnp.float32(t), x, given({"label": jnp.full(test.size, k)})) for k in range(10)]
+        assert float(jnp.mean(log_p(jnp.float32(t), x, c))) > -2.4  # never worse than to know nothing, log(1/10)
+        np.testing.assert_allclose(jnp.exp(jnp.stack(guesses)).sum(axis=0), 1.0, rtol=1e-4)
+        return float(jnp.mean(jnp.argmax(jnp.stack(guesses), axis=0) == c.value["label"]))
+
+    early, middle, late = map(accuracy, (0.05, 0.5, 0.95))
+    assert early < 0.35
+    assert early < middle < late
+    assert late > 0.85

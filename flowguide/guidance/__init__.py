@@ -1,6 +1,6 @@
 """Guided velocities: rules, scales over time, and where the references come from. Needs only jax and numpy."""
 
-from flowguide.guidance import schedules
+from flowguide.guidance import methods, schedules
 from flowguide.guidance.diagnostics import Gap, gap
 from flowguide.guidance.guide import (
     Guidance,
@@ -59,6 +59,7 @@ __all__ = [
     "interval",
     "laplacian",
     "magnitude_aware",
+    "methods",
     "network_evaluations",
     "perpendicular",
     "perturbed",

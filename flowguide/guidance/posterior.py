@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from flowguide import paths
 from flowguide.guidance.rules import StatefulRule, inner
+from flowguide.guidance.schedules import constant
 from flowguide.paths import Path
 from flowguide.solvers.solver import over
 from flowguide.typing import Array, PyTree, Schedule
@@ -19,7 +20,7 @@ from flowguide.typing import Array, PyTree, Schedule
 def dynamic_negative(
     gamma: Schedule,
     path: Path,
-    strength: Array | float = 5.0,
+    strength: Array | float | Schedule = 5.0,
     prior: float = 0.01,
     tau: float = 0.2,
     offset: float = 0.0,
@@ -33,12 +34,13 @@ def dynamic_negative(
     Args:
       gamma: the scale of the condition; 0 for none.
       path: the path.
-      strength: λ.
+      strength: λ, () or ``(B,)``, or a schedule.
       prior: p(d) before anything is seen.
       tau: temperature on the log-ratio of each step; 1 is the exact one.
       offset: added to the squared distances' difference in each step, against drift.
       largest: p is kept below it, and above 1e-6.
     """
+    scale = strength if callable(strength) else constant(strength)
 
     def init(x: Array) -> PyTree:
         return _seen_init(x), jnp.full(x.shape[:1], jnp.log(prior), x.dtype)
@@ -52,7 +54,7 @@ def dynamic_negative(
         log_p = log_p + tau * ratio + offset / (2 * variance)
         log_p = jnp.clip(log_p, jnp.log(1e-6), jnp.log(largest))
         p = jnp.exp(log_p)
-        away = over(strength * p / (1 - p), v) * (negative - null)
+        away = over(scale(t) * p / (1 - p), v) * (negative - null)
         guided = null + over(gamma(t), v) * (v - null) - away
         return guided, (_see(t, x, negative, null, x.dtype), log_p.astype(x.dtype))
 

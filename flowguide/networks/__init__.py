@@ -2,24 +2,31 @@
 
 from flax import nnx
 
+from flowguide.networks.classifier import Classifier, log_probability
 from flowguide.networks.dit import SIZES, DiT
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
 from flowguide.networks.mlp import MLP
+from flowguide.networks.perturbation import Perturbation
 from flowguide.networks.seam import Network, Params, as_network, count_parameters
 from flowguide.networks.unet import UNet
 
 NETWORKS: dict[str, type[nnx.Module]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
+CLASSIFIERS: dict[str, type[nnx.Module]] = {"mlp": Classifier}
 
 __all__ = [
+    "CLASSIFIERS",
     "MLP",
     "NETWORKS",
     "SIZES",
+    "Classifier",
     "ConditionEmbedding",
     "DiT",
     "Network",
     "Params",
+    "Perturbation",
     "TimeEmbedding",
     "UNet",
     "as_network",
     "count_parameters",
+    "log_probability",
 ]

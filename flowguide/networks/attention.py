@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowguide.networks.layers import Dense, layer_norm
+from flowguide.networks.perturbation import PLAIN, Treatment, blurred
 from flowguide.typing import Array
 
 
@@ -45,8 +46,20 @@ class Attention(nnx.Module):
         self.context_kv = None if context is None else Dense(context, 2 * width, dtype=dtype, rngs=rngs)
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, sequence: Array | None, mask: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        sequence: Array | None,
+        mask: Array | None,
+        grid: tuple[int, int],
+        treatment: Treatment = PLAIN,
+    ) -> Array:
+        """``grid`` is the (height, width) of the T tokens, by rows; ``treatment`` what is done to attention."""
         q, k, v = (self._split(a) for a in jnp.split(self.qkv(x), 3, axis=-1))
+        if treatment.attention == "identity":
+            return self.out(v.reshape(x.shape))
+        if treatment.attention == "blurred":
+            q = blurred(q, grid, treatment.blur)
         if self.context_kv is not None and sequence is not None and mask is not None:
             more = jnp.split(self.context_kv(layer_norm(sequence)), 2, axis=-1)
             k, v = (jnp.concatenate([a, self._split(b)], axis=1) for a, b in zip((k, v), more, strict=True))

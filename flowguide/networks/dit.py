@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flowguide.condition import Condition, Fields
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, has_sequence
 from flowguide.networks.layers import Dense, layer_norm, modulate, zeros
+from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
 # Peebles & Xie 2023, Table 1.
@@ -70,7 +71,7 @@ class DiT(nnx.Module):
         if width % heads or width % 4:
             raise ValueError(f"width must be a multiple of heads and of 4; got width={width}, heads={heads}")
         self.dtype = jnp.dtype(dtype)
-        self.patch, self.remat, self.unroll = patch, remat, unroll
+        self.patch, self.depth, self.remat, self.unroll = patch, depth, remat, unroll
         self.time = TimeEmbedding(width, rngs=rngs)
         self.condition = ConditionEmbedding(fields, width, rngs=rngs)
         self.inlet = Dense(patch * patch * channels, width, dtype=self.dtype, rngs=rngs)
@@ -85,7 +86,12 @@ class DiT(nnx.Module):
         self.film = Dense(width, 2 * width, kernel_init=zeros, rngs=rngs)
         self.outlet = Dense(width, patch * patch * channels, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, t: Array, x: Array, c: Condition) -> Array:
+    @property
+    def attends(self) -> tuple[bool, ...]:
+        """For each block, whether it has attention."""
+        return (True,) * self.depth
+
+    def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
         """t (B,), x (B, H, W, C), c of batch B -> float32 (B, H, W, C)."""
         embedded = self.condition(c, len(x))
         signal = nnx.silu(self.time(t) + embedded.vector)
@@ -94,13 +100,26 @@ class DiT(nnx.Module):
         tokens = tokens + sincos_2d(*grid, tokens.shape[-1]).astype(self.dtype)
 
         structure, layers = nnx.split(self.blocks)
+        # The scan's body holds each different treatment once and looks up which one a layer gets; where all layers get
+        # the same, as they do in the plain network, ``switch`` leaves no trace.
+        plan = treatments(perturbation, self.attends)
+        different = sorted(set(plan)) or [PLAIN]  # a network of depth 0 has none
+        which = jnp.array([different.index(treatment) for treatment in plan], jnp.int32)
 
-        def apply(h: Array, layer: nnx.State) -> tuple[Array, None]:
-            block = nnx.merge(structure, layer)
-            return block(h, signal.astype(self.dtype), embedded.sequence, embedded.mask), None
+        def under(treatment: Treatment) -> Callable[[Array, nnx.State], Array]:
+            def apply(h: Array, layer: nnx.State) -> Array:
+                block = nnx.merge(structure, layer)
+                return block(h, signal.astype(self.dtype), embedded.sequence, embedded.mask, grid, treatment)
+
+            return apply
+
+        branches = [under(treatment) for treatment in different]
+
+        def apply(h: Array, layer: tuple[Array, nnx.State]) -> tuple[Array, None]:
+            return jax.lax.switch(layer[0], branches, h, layer[1]), None
 
         body = jax.checkpoint(apply, prevent_cse=False) if self.remat else apply
-        tokens, _ = jax.lax.scan(body, tokens, layers, unroll=self.unroll)
+        tokens, _ = jax.lax.scan(body, tokens, (which, layers), unroll=self.unroll)
         scale, shift = jnp.split(self.film(signal), 2, axis=-1)
         tokens = modulate(layer_norm(tokens.astype(jnp.float32)), scale, shift)
         return _from_patches(self.outlet(tokens), self.patch, x.shape)
@@ -115,11 +134,24 @@ class DiTBlock(nnx.Module):
         self.hidden = Dense(width, ratio * width, dtype=dtype, rngs=rngs)
         self.out = Dense(ratio * width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, signal: Array, sequence: Array | None, mask: Array | None) -> Array:
-        """x (B, N, width), signal (B, width), sequence (B, L, width) and its mask -> (B, N, width)."""
+    def __call__(
+        self,
+        x: Array,
+        signal: Array,
+        sequence: Array | None,
+        mask: Array | None,
+        grid: tuple[int, int],
+        treatment: Treatment = PLAIN,
+    ) -> Array:
+        """x (B, N, width), signal (B, width), sequence (B, L, width) and its mask -> (B, N, width).
+
+        The N tokens are those of a ``grid`` of (height, width).
+        """
+        if treatment.skipped:
+            return x
         scale, shift, gate, scale_2, shift_2, gate_2 = jnp.split(self.film(signal), 6, axis=-1)
         z = modulate(layer_norm(x), scale, shift)
-        x = x + gate[:, None] * self.attention(z, sequence, mask)
+        x = x + gate[:, None] * self.attention(z, sequence, mask, grid, treatment)
         z = modulate(layer_norm(x), scale_2, shift_2)
         return x + gate_2[:, None] * self.out(nnx.gelu(self.hidden(z)))
 

@@ -11,6 +11,7 @@ from flax import nnx
 from flowguide.condition import Condition, Fields
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
 from flowguide.networks.layers import Dense, embedding, layer_norm, modulate, zeros
+from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
 
@@ -55,13 +56,18 @@ class MLP(nnx.Module):
         self.skip = Dense(width, size, kernel_init=zeros, rngs=rngs)
         self.refinement = nnx.data(Refinement(shape, width, refine, dtype=self.dtype, rngs=rngs) if refine else None)
 
-    def __call__(self, t: Array, x: Array, c: Condition) -> Array:
+    @property
+    def attends(self) -> tuple[bool, ...]:
+        """For each block, whether it has attention."""
+        return (False,) * len(self.blocks)
+
+    def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
         """t (B,), x (B, *shape), c of batch B -> float32 (B, *shape)."""
         flat = x.reshape(len(x), -1)
         signal = nnx.silu(self.time(t) + self.condition(c, len(x)).vector).astype(self.dtype)
         h = self.inlet(flat.astype(self.dtype))
-        for block in self.blocks:
-            h = block(h, signal)
+        for block, treatment in zip(self.blocks, treatments(perturbation, self.attends), strict=True):
+            h = block(h, signal, treatment)
         h = nnx.silu(h)
         # A coordinate that t and c nearly determine has u ≈ (x̂1 − x)/(1 − t) (linear path): a multiple of x itself, of
         # its own size for each coordinate, that the hidden layers would have to carry through.
@@ -78,7 +84,9 @@ class MLPBlock(nnx.Module):
         self.hidden = Dense(width, width, dtype=dtype, rngs=rngs)
         self.out = Dense(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, h: Array, signal: Array) -> Array:
+    def __call__(self, h: Array, signal: Array, treatment: Treatment = PLAIN) -> Array:
+        if treatment.skipped:
+            return h
         scale, shift = jnp.split(self.film(signal), 2, axis=-1)
         z = nnx.silu(modulate(layer_norm(h), scale, shift))
         return h + self.out(nnx.silu(self.hidden(z)))

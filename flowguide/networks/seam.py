@@ -10,34 +10,48 @@ import jax
 from flax import nnx
 
 from flowguide.condition import Condition
+from flowguide.networks.perturbation import PLAIN, Perturbation, treatments
 from flowguide.typing import Array, PRNGKey
 
 Params: TypeAlias = dict[str, Any]
+Apply: TypeAlias = Callable[[Params, Array, Array, Condition], Array]
+
+
+def _without_blocks(perturbation: Perturbation) -> Apply:
+    raise TypeError(f"this network has no blocks (no `attends`) to perturb; got {perturbation}")
 
 
 class Network(NamedTuple):
-    """A velocity network as two pure functions.
+    """A velocity network as pure functions.
 
     Attributes:
       init: key -> params, nested dicts with string keys and float32 leaves; one jitted program.
       velocity: (params, t (B,), x (B, *D), c of batch B) -> u(t, x, c), float32 (B, *D).
+      perturbed: perturbation -> the velocity of the weakened twin, a function of the same arguments and the same
+        params; ``velocity`` itself where the perturbation takes nothing. Raises TypeError for a network without
+        blocks, and ValueError for a perturbation that does not fit (see ``perturbation.treatments``).
     """
 
     init: Callable[[PRNGKey], Params]
-    velocity: Callable[[Params, Array, Array, Condition], Array]
+    velocity: Apply
+    perturbed: Callable[[Perturbation], Apply] = _without_blocks
 
 
 def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     """The pure functions of the module that ``make`` builds; nothing is computed until ``init`` is called.
 
     Args:
-      make: rngs -> a module whose call is (t, x, c) -> u. All its state must be ``nnx.Param``.
+      make: rngs -> a module whose call is (t, x, c) -> u. All its state must be ``nnx.Param``. One that can be
+        perturbed also takes the keyword ``perturbation``, and has a tuple ``attends`` that tells for each block
+        whether it has attention.
 
     Raises:
       TypeError: if the module keeps other state (running statistics, a stream of random numbers): such a
         velocity would not be a function of its arguments.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    attends: tuple[bool, ...] | None = getattr(module, "attends", None)
+    graphdef, state = nnx.split(module)
     variables = nnx.to_flat_state(state)
     other = ["/".join(map(str, path)) for path, variable in variables if not isinstance(variable, nnx.Param)]
     if other:
@@ -56,11 +70,22 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
             node[leaf] = variable[...]
         return params
 
-    def velocity(params: Params, t: Array, x: Array, c: Condition) -> Array:
-        leaves = [(path, _look_up(params, path)) for path in paths]
-        return nnx.merge(graphdef, nnx.from_flat_state(leaves))(t, x, c)
+    def function(**options: Perturbation) -> Apply:
+        def velocity(params: Params, t: Array, x: Array, c: Condition) -> Array:
+            leaves = [(path, _look_up(params, path)) for path in paths]
+            return nnx.merge(graphdef, nnx.from_flat_state(leaves))(t, x, c, **options)
 
-    return Network(init, velocity)
+        return velocity
+
+    velocity = function()
+    if attends is None:
+        return Network(init, velocity)
+
+    def perturbed(perturbation: Perturbation) -> Apply:
+        takes_nothing = set(treatments(perturbation, attends)) <= {PLAIN}
+        return velocity if takes_nothing else function(perturbation=perturbation)
+
+    return Network(init, velocity, perturbed)
 
 
 def count_parameters(params: Params) -> int:

@@ -12,6 +12,7 @@ from flowguide.condition import Condition, Fields
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, Embedded, TimeEmbedding, has_sequence
 from flowguide.networks.layers import Dense, conv, group_norm, modulate, zeros
+from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
 
@@ -95,27 +96,37 @@ class UNet(nnx.Module):
         self.resize_up = nnx.data([conv(c, c, dtype=self.dtype, rngs=rngs) for c in widths[:0:-1]])
         self.outlet = conv(c, channels, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, t: Array, x: Array, c: Condition) -> Array:
-        """t (B,), x (B, H, W, C), c of batch B -> float32 (B, H, W, C)."""
+    @property
+    def attends(self) -> tuple[bool, ...]:
+        """For each block, on the way down, in the middle and on the way up: whether it has attention."""
+        stages = (stage for part in (*self.down, self.middle, *self.up) for stage in part)
+        return tuple(stage.attention is not None for stage in stages)
+
+    def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
+        """t (B,), x (B, H, W, C), c of batch B -> float32 (B, H, W, C).
+
+        A block that is skipped leaves its shortcut: its input, or a learned projection of it where channels change.
+        """
         embedded = self.condition(c, len(x))
         time = self.time(t)
         signal = nnx.silu(time + embedded.vector).astype(self.dtype)
         h = self.inlet(x.astype(self.dtype))
+        plan = iter(treatments(perturbation, self.attends))
         skips = [h]
         for level, stages in enumerate(self.down):
             if level:
                 h = _halve(h)
                 skips.append(h)
             for stage in stages:
-                h = stage(h, signal, embedded)
+                h = stage(h, signal, embedded, next(plan))
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, signal, embedded)
+            h = stage(h, signal, embedded, next(plan))
         for level, stages in enumerate(self.up):
             if level:
                 h = self.resize_up[level - 1](_double(h))
             for stage in stages:
-                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), signal, embedded)
+                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), signal, embedded, next(plan))
         h = nnx.silu(group_norm(h, _groups(h.shape[-1])))
         # The velocity has a part along x whose size depends on t alone; given here, it need not pass all layers.
         return self.skip(nnx.silu(time))[:, None, None] * x + self.outlet(h.astype(jnp.float32))
@@ -141,16 +152,22 @@ class Stage(nnx.Module):
         self.shortcut = None if c_in == c_out else Dense(c_in, c_out, dtype=dtype, rngs=rngs)
         self.attention = Attention(c_out, heads, context, dtype=dtype, rngs=rngs) if heads else None
 
-    def __call__(self, x: Array, signal: Array, embedded: Embedded) -> Array:
+    def __call__(self, x: Array, signal: Array, embedded: Embedded, treatment: Treatment = PLAIN) -> Array:
+        if treatment.skipped:
+            return self._short(x)
         h = self.hidden(nnx.silu(group_norm(x, _groups(x.shape[-1]))))
         scale, shift = jnp.split(self.film(signal), 2, axis=-1)
         h = modulate(group_norm(h, _groups(h.shape[-1])), scale, shift)
-        h = self.out(nnx.silu(h))
-        h = h + (x if self.shortcut is None else self.shortcut(x))
+        h = self.out(nnx.silu(h)) + self._short(x)
         if self.attention is None:
             return h
-        z = group_norm(h, _groups(h.shape[-1])).reshape(len(h), -1, h.shape[-1])
-        return h + self.attention(z, embedded.sequence, embedded.mask).reshape(h.shape)
+        b, height, width, channels = h.shape
+        z = group_norm(h, _groups(channels)).reshape(b, height * width, channels)
+        mixed = self.attention(z, embedded.sequence, embedded.mask, (height, width), treatment)
+        return h + mixed.reshape(h.shape)
+
+    def _short(self, x: Array) -> Array:
+        return x if self.shortcut is None else self.shortcut(x)
 
 
 def _groups(channels: int) -> int:

@@ -22,7 +22,9 @@ AXIS = "data"
 def data_parallel(
     step_with: Callable[[Callable[[PyTree], PyTree]], Callable], devices: Sequence[Device], donate: bool = True
 ) -> Callable:
-    """A function of (replicated tree, batch) over ``devices``, its outputs replicated.
+    """A function of (replicated tree, batch, a replicated tree to be read only) over ``devices``; outputs replicated.
+
+    The last may be left out, and is then None.
 
     Args:
       step_with: given the mean over devices, the function of one device's share of the batch. All its outputs must be
@@ -34,15 +36,16 @@ def data_parallel(
     parallel = jax.pmap(
         step_with(mean),
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0, None),
         out_axes=None,
         donate_argnums=(0,) if donate else (),
         devices=devices,
     )
     count = len(devices)
 
-    def run(tree: PyTree, batch: PyTree) -> PyTree:
-        return parallel(tree, jax.tree.map(lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:]), batch))
+    def run(tree: PyTree, batch: PyTree, fixed: PyTree = None) -> PyTree:
+        split = jax.tree.map(lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:]), batch)
+        return parallel(tree, split, fixed)
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -12,12 +13,15 @@ import optax
 from flowguide import condition
 from flowguide.losses import Recipe, example_keys, flow_matching
 from flowguide.networks import Network
+from flowguide.networks.seam import Apply
 from flowguide.training import ema
 from flowguide.typing import Array, PRNGKey, PyTree
 
 # Averages over all examples of the global batch what is an average over those of one device.
 Mean: TypeAlias = Callable[[PyTree], PyTree]
 Metrics: TypeAlias = dict[str, Array]
+# params, step, batch, the teacher's params or None -> mean loss ()
+Loss: TypeAlias = Callable[..., Array]
 
 
 class TrainState(NamedTuple):
@@ -62,50 +66,63 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, key: P
 
 
 def make_loss(
-    network: Network, recipe: Recipe, prepare: Callable[[Array], Array], root: PRNGKey, flip: bool = False
-) -> Callable[[PyTree, Array, Batch], Array]:
-    """The mean loss () of (params, step, batch).
+    network: Network,
+    recipe: Recipe,
+    prepare: Callable[[Array], Array],
+    root: PRNGKey,
+    flip: bool = False,
+    task: Callable[..., Array] = flow_matching,
+    teacher: Apply | None = None,
+) -> Loss:
+    """The mean loss () of (params, step, batch, the teacher's params).
 
     Args:
-      network: the velocity network.
+      network: the network to train.
       recipe: what the loss draws, and how.
       prepare: turns stored data into the float32 that the network sees.
       root: key of all draws, which depend on it, the step and the place of the example in the global batch.
       flip: mirror each image ``(H, W, C)`` left to right with probability one half.
+      task: the loss of each example, one of ``losses.TASKS``.
+      teacher: the velocity of a network that is not trained; None for that of ``network``, whose parameters are the
+        params themselves where none are given.
     """
+    teach = teacher or network.velocity
 
-    def loss(params: PyTree, step: Array, batch: Batch) -> Array:
-        def velocity(t: Array, x: Array, c: condition.Condition) -> Array:
-            return network.velocity(params, t, x, c)
-
+    def loss(params: PyTree, step: Array, batch: Batch, teacher_params: PyTree = None) -> Array:
         keys = example_keys(root, step, batch.index)
         x1 = prepare(batch.x)
         if flip:
             coins = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
             x1 = jnp.where(coins[:, None, None, None], x1[:, :, ::-1], x1)
-        return jnp.mean(flow_matching(velocity, recipe, keys, batch.index, x1, condition.given(batch.value)))
+        learner = partial(network.velocity, params)
+        guide = partial(teach, params if teacher_params is None else teacher_params)
+        return jnp.mean(task(learner, recipe, keys, batch.index, x1, condition.given(batch.value), guide))
 
     return loss
 
 
 def make_step(
-    loss: Callable[[PyTree, Array, Batch], Array],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     profile: ema.Profile,
     accumulate: int = 1,
-) -> Callable[[Mean], Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]:
-    """The training step, once it is told how to average over devices.
+) -> Callable[[Mean], Callable[..., tuple[TrainState, Metrics]]]:
+    """The training step (state, batch, the teacher's params), once it is told how to average over devices.
+
+    Without params of the teacher, the moving average is the teacher.
 
     Args:
-      loss: mean loss of (params, step, batch).
+      loss: mean loss of (params, step, batch, the teacher's params).
       optimizer: Optax's.
       profile: of the moving average.
       accumulate: parts a device's batch is worked through in, to save memory; the result is that of the whole.
     """
 
-    def step_with(mean: Mean) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            value, grads = _mean_gradient(jax.value_and_grad(loss), accumulate, state.params, state.step, batch)
+    def step_with(mean: Mean) -> Callable[..., tuple[TrainState, Metrics]]:
+        def step(state: TrainState, batch: Batch, teacher: PyTree = None) -> tuple[TrainState, Metrics]:
+            teacher = state.ema if teacher is None else teacher
+            gradient = jax.value_and_grad(lambda params, part: loss(params, state.step, part, teacher))
+            value, grads = _mean_gradient(gradient, accumulate, state.params, batch)
             # Here replicas are made to agree; everything after is the same computation on each of them.
             value, grads = mean((value, grads))
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -119,13 +136,13 @@ def make_step(
     return step_with
 
 
-def _mean_gradient(gradient: Callable, parts: int, params: PyTree, step: Array, batch: Batch) -> tuple[Array, PyTree]:
+def _mean_gradient(gradient: Callable, parts: int, params: PyTree, batch: Batch) -> tuple[Array, PyTree]:
     if parts == 1:
-        return gradient(params, step, batch)
+        return gradient(params, batch)
     split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
 
     def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, step, part)), None
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
 
     zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
     total, _ = jax.lax.scan(add, zero, split)

@@ -28,7 +28,7 @@ def test_scanned_blocks_are_the_same_blocks_one_after_the_other(params):
         for i in range(2):
             block = nnx.eval_shape(lambda: DiTBlock(16, 2, 4, 16, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))
             nnx.update(block, jax.tree.map(lambda p, i=i: p[i], params["blocks"]))
-            h = block(h, signal, embedded.sequence, embedded.mask)
+            h = block(h, signal, embedded.sequence, embedded.mask, (2, 2))
         scale, shift = jnp.split(model.film(signal), 2, axis=-1)
         return _from_patches(model.outlet(modulate(layer_norm(h), scale, shift)), 2, x.shape)
 
@@ -49,7 +49,7 @@ def test_how_blocks_are_applied_changes_no_gradient(params, options):
 def test_fresh_blocks_are_identities():
     block = DiTBlock(8, 2, 4, None, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     x, signal = draw(0, 2, 5, 8), jnp.ones((2, 8))
-    np.testing.assert_array_equal(block(x, signal, None, None), x)
+    np.testing.assert_array_equal(block(x, signal, None, None, (1, 5)), x)
 
 
 def test_patches_are_squares_of_the_image_and_come_back():

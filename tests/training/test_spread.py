@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from flowguide import losses, paths, times
+from flowguide import losses, paths, targets, times
 from flowguide.condition import Label
 from flowguide.networks import MLP, Network, as_network
 from flowguide.training import ema
@@ -76,7 +77,7 @@ def test_step_compiles_once():
 
     def counting(mean):
         step = step_with(mean)
-        return lambda state, batch: traces.append(0) or step(state, batch)
+        return lambda *given: traces.append(0) or step(*given)
 
     train(2, steps=3, step_with=counting)
     assert len(traces) == 1
@@ -93,3 +94,21 @@ def test_flip_mirrors_half_of_the_images():
     share = 1 - float(make_loss(network, recipe, lambda x: x, jax.random.key(2), flip=True)({}, 0, b))
     assert abs(share - 0.5) < 4.5 * 0.5 / 256**0.5
     assert float(make_loss(network, recipe, lambda x: x, jax.random.key(2))({}, 0, b)) == 1.0
+
+
+def test_the_moving_average_teaches_unless_another_does():
+    recipe = RECIPE._replace(target=targets.model_guidance(3.0))
+    loss = make_loss(NETWORK, recipe, lambda x: x, jax.random.key(1))
+    state = init_state(NETWORK, OPTIMIZER, jax.random.key(0))
+    flat, unravel = ravel_pytree(state.params)
+    noisy = unravel(flat + 0.3 * jax.random.normal(jax.random.key(4), flat.shape))
+    state, other = state._replace(ema=noisy), jax.tree.map(lambda a: 2 * a, noisy)
+    step, error = jax.jit(make_step(loss, OPTIMIZER, ema.constant(0.9))(lambda tree: tree)), jax.jit(loss)
+    b = batch(0)
+    b = b._replace(x=jnp.asarray(b.x, jnp.float32))
+    for given, teacher in ((None, noisy), (other, other)):
+        assert float(step(state, b, given)[1]["loss"]) == pytest.approx(float(error(state.params, 0, b, teacher)))
+    assert abs(error(state.params, 0, b, noisy) - error(state.params, 0, b)) > 1e-3
+    # Nothing is learnt through the teacher.
+    through = jax.jit(jax.grad(lambda teacher: loss(state.params, 0, b, teacher)))(noisy)
+    assert not any(np.any(g) for g in jax.tree.leaves(through))

@@ -1,0 +1,81 @@
+"""A classifier of noisy data, p_t(c|x_t): what classifier guidance needs beside an unconditional velocity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flowguide.condition import Condition, Fields, Label
+from flowguide.networks.embed import TimeEmbedding
+from flowguide.networks.layers import Dense, zeros
+from flowguide.networks.mlp import MLPBlock
+from flowguide.networks.seam import Network, Params
+from flowguide.typing import Array
+
+
+class Classifier(nnx.Module):
+    """Logits of p_t(c|x) for x (B, *shape), flattened: residual blocks, each modulated by time."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        fields: Fields,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; a fresh one finds all classes equally probable.
+
+        Args:
+          shape: shape of one example.
+          fields: of the condition: one ``Label``, whose classes are told apart.
+          width: size of the hidden layers and of the embedding of time.
+          depth: number of residual blocks.
+          dtype: of the computation, "float32" or "bfloat16"; parameters and result are float32.
+          rngs: for the initialisation.
+
+        Raises:
+          ValueError: if ``fields`` is not one ``Label``.
+        """
+        labels = [field for field in fields.values() if isinstance(field, Label)]
+        if not len(labels) == len(fields) == 1:
+            raise ValueError(
+                f"a classifier tells the classes of one label apart; got fields {sorted(fields)}: name one in the data"
+            )
+        self.dtype = jnp.dtype(dtype)
+        self.time = TimeEmbedding(width, rngs=rngs)
+        self.inlet = Dense(math.prod(shape), width, dtype=self.dtype, rngs=rngs)
+        self.blocks = nnx.data([MLPBlock(width, dtype=self.dtype, rngs=rngs) for _ in range(depth)])
+        self.outlet = Dense(width, len(labels[0].values), kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, t: Array, x: Array, c: Condition | None = None) -> Array:
+        """t (B,), x (B, *shape) -> float32 (B, K). c, which is in question, is not read: ``as_network`` passes it."""
+        signal = nnx.silu(self.time(t)).astype(self.dtype)
+        h = self.inlet(x.reshape(len(x), -1).astype(self.dtype))
+        for block in self.blocks:
+            h = block(h, signal)
+        return self.outlet(nnx.silu(h).astype(jnp.float32))
+
+
+def log_probability(network: Network, params: Params) -> Callable[[Array, Array, Condition], Array]:
+    """log p_t(c|x) ``(B,)`` of t () or ``(B,)``, x ``(B, *D)`` and c, one label; 0 where c is ∅, which is certain.
+
+    ``guidance.with_gradient`` takes its gradient in x: fix c with ``lambda t, x: log_p(t, x, c)``.
+
+    Args:
+      network: of a ``Classifier``, so that its ``velocity`` gives logits.
+      params: its parameters.
+    """
+
+    def log_p(t: Array, x: Array, c: Condition) -> Array:
+        (label,), (present,) = jax.tree.leaves(c.value), jax.tree.leaves(c.present)
+        all_log_p = jax.nn.log_softmax(network.velocity(params, jnp.broadcast_to(t, x.shape[:1]), x, c))
+        return jnp.where(present, jnp.take_along_axis(all_log_p, label[:, None], axis=1)[:, 0], 0.0)
+
+    return log_p

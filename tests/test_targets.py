@@ -1,0 +1,197 @@
+"""Guidance in training: the exact guided fields are what each target asks for, and nothing else is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flowguide import analytic, condition, losses, paths, targets, times
+from flowguide.condition import Condition, Label, given
+from flowguide.networks import MLP, as_network
+from flowguide.targets import GAMMA, GAMMA_FIELD, with_gamma
+from flowguide.training import ema
+from flowguide.training.step import Batch, init_state, make_loss, make_step
+
+N, P = 4096, paths.linear()
+LAW = analytic.mixture(
+    [0.3, 0.7], [[1.0, -0.5], [-0.8, 0.4]], jnp.array([[[0.5, 0.1], [0.1, 0.3]], [[0.4, 0], [0, 0.6]]])
+)
+EXACT = analytic.velocity(LAW, P)
+INDEX = jnp.arange(N)
+KEYS = losses.example_keys(jax.random.key(3), 0, INDEX)
+C = given({"label": jax.random.choice(jax.random.key(1), 2, (N,), p=LAW.weights)})  # as p(x) has them
+X1 = analytic.sample(jax.random.key(2), LAW, C)
+
+
+def guided(gamma):
+    """The velocity of CFG with γ, of the exact fields; for None, the γ that the condition tells."""
+
+    def u(t, x, c):
+        scale = c.value[GAMMA] if gamma is None else gamma
+        c = Condition({"label": c.value["label"]}, {"label": c.present["label"]})
+        return (1 - scale) * EXACT(t, x, condition.null(c)) + scale * EXACT(t, x, c)
+
+    return u
+
+
+def loss(velocity, target, teacher=None):
+    recipe = losses.Recipe(P, times.uniform(), drop_rate=0.25, target=target)
+    return losses.flow_matching(velocity, recipe, KEYS, INDEX, X1, C, teacher)
+
+
+PLAIN = jax.jit(lambda: loss(EXACT, targets.plain()))()
+CASES = {
+    "model_guidance": (targets.model_guidance(2.5), guided(2.5), guided(2.5), PLAIN),
+    "guidance_free": (targets.guidance_free(0.3), guided(None), None, PLAIN),
+    "distilled": (targets.distilled((1.0, 4.0)), guided(None), EXACT, jnp.zeros(N)),
+}
+
+
+def test_plain_is_flow_matching_as_written_out():
+    recipe = losses.Recipe(P, times.logit_normal(), drop_rate=0.25)
+    t_keys, x_keys, c_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(KEYS), 1, 0)
+    t = times.draw(t_keys, recipe.warp)
+    x0 = jax.vmap(lambda key: jax.random.normal(key, (2,)))(x_keys)
+    c = condition.drop(c_keys, C, 0.25, 0.1)
+    u = EXACT(t, paths.interpolate(P, t, x0, X1), c)
+    expected = jnp.mean(jnp.square(u - paths.conditional_velocity(P, t, x0, X1)), axis=1)
+    np.testing.assert_array_equal(losses.flow_matching(EXACT, recipe, KEYS, INDEX, X1, C), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_guided_fields_have_the_error_of_the_exact_ones(name):
+    """Every residual then is that of the plain velocity, whose mean square is the least; a teacher's, 0.
+
+    It holds for each example by itself, those that lost their condition among them.
+    """
+    target, exact, teacher, expected = CASES[name]
+    np.testing.assert_allclose(jax.jit(lambda: loss(exact, target, teacher))(), expected, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_guided_fields_are_stationary_and_others_are_not(name):
+    """The slope of the loss along several directions is 0 up to the error of its mean, and not so beside the field."""
+    target, exact, teacher, _ = CASES[name]
+    weight = jnp.where(c_present := C.value["label"][:, None] == 1, 1.0, -0.5)
+    directions = [lambda x: jnp.ones_like(x), lambda x: x, lambda x: jnp.tanh(x[:, ::-1]) * weight]
+    assert c_present.any()
+
+    @jax.jit
+    def slopes(away):
+        def along(direction):
+            def at(e):
+                return loss(lambda t, x, c: exact(t, x, c) + (e + away) * direction(x), target, teacher)
+
+            return jax.jvp(at, (0.0,), (1.0,))[1]
+
+        return jnp.stack([along(d) for d in directions])
+
+    here, beside = slopes(0.0), slopes(0.2)
+    error = here.std(axis=1) / N**0.5
+    assert (jnp.abs(here.mean(axis=1)) < 4 * error + 1e-5).all()
+    assert (beside.mean(axis=1) > here.mean(axis=1) + 4 * error + 1e-2).all()
+
+
+@pytest.mark.parametrize("name", ["model_guidance", "guidance_free"])
+def test_gradients_do_not_go_through_what_teaches(name):
+    """With a slope of the network only where the teaching passes look, there is none."""
+    target, exact, teacher, _ = CASES[name]
+    only_null = losses.Recipe(P, times.uniform(), drop_rate=0.0, target=target)
+
+    def at(e):
+        def u(t, x, c):
+            away = jnp.where(c.present["label"], 0.0, e)[:, None]
+            return exact(t, x, c) + away
+
+        return losses.flow_matching(u, only_null, KEYS, INDEX, X1, C, u if teacher else None).mean()
+
+    assert float(jax.grad(at)(0.0)) == 0
+    assert abs(float(at(1.0) - at(0.0))) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("target", "law"),
+    [
+        (targets.guidance_free(0.25), lambda g: (1 - 1 / g) / 0.75),
+        (targets.distilled((1.5, 4.0)), lambda g: (g - 1.5) / 2.5),
+    ],
+)
+def test_gamma_is_drawn_as_said(target, law):
+    """β = 1/γ is uniform, or γ is; it is told to every example, and does not depend on the batch."""
+    seen = []
+    loss(lambda t, x, c: seen.append(c) or EXACT(t, x, given({"label": c.value["label"]})), target, EXACT)
+    c = seen[-1]
+    gamma = c.value[GAMMA]
+    assert gamma.shape == (N, 1)
+    assert c.present[GAMMA].all()
+    assert not c.present["label"].all()
+    uniform = np.sort(law(np.asarray(gamma[:, 0])))
+    assert np.abs(uniform - (np.arange(N) + 0.5) / N).max() < 1.95 / N**0.5  # Kolmogorov-Smirnov, p = 0.001
+    low, high = target.gammas
+    assert low <= gamma.min() < gamma.max() <= high
+    assert abs(np.corrcoef(gamma[:, 0], c.present["label"])[0, 1]) < 4 / N**0.5
+
+
+def test_a_network_is_told_gamma():
+    network = as_network(lambda rngs: MLP((2,), {"label": Label(("a", "b")), GAMMA: GAMMA_FIELD}, width=8, rngs=rngs))
+    params = jax.tree.map(lambda a: a + 0.1, network.init(jax.random.key(0)))
+    c = given({"label": jnp.array([0, 1])})
+    x = jnp.ones((2, 2))
+    one, two, mixed = (
+        network.velocity(params, jnp.full(2, 0.5), x, with_gamma(c, g)) for g in (1.0, 2.0, jnp.array([1.0, 2.0]))
+    )
+    assert (jnp.abs(one - two) > 1e-4).all()
+    np.testing.assert_allclose(mixed, jnp.stack([one[0], two[1]]), rtol=1e-5)
+    with pytest.raises(ValueError, match="fields that have names"):
+        with_gamma(given(jnp.array([0, 1])), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: targets.model_guidance(0.5), "finite gamma of 1 or more; got 0.5"),
+        (lambda: targets.guidance_free(0.0), "got low=0.0"),
+        (lambda: targets.guidance_free(1.0), "got low=1.0"),
+        (lambda: targets.distilled((3.0, 1.0)), r"the lower first; got \(3.0, 1.0\)"),
+        (lambda: targets.distilled((3.0,)), "two finite numbers"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_network_becomes_the_guided_field(name):
+    """In one pass, where the plain conditional field is far from it; exact fields teach the distilled one alone."""
+    target, exact, _, _ = CASES[name]
+    fields = {"label": Label(("a", "b")), **({GAMMA: GAMMA_FIELD} if target.gammas else {})}
+    network = as_network(lambda rngs: MLP((2,), fields, width=64, depth=2, rngs=rngs))
+    recipe = losses.Recipe(P, times.uniform(), target=target)
+    teacher = (lambda params, t, x, c: EXACT(t, x, c)) if name == "distilled" else None
+    loss = make_loss(network, recipe, lambda x: x, jax.random.key(1), teacher=teacher)
+    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 800))
+    step = make_step(loss, optimizer, ema.constant(0.99))(lambda tree: tree)
+
+    def batch(key):
+        which, noise = jax.random.split(key)
+        label = jax.random.choice(which, 2, (512,), p=LAW.weights)
+        return Batch(analytic.sample(noise, LAW, given(label)), {"label": label}, jnp.arange(512))
+
+    @jax.jit
+    def train(state):
+        return jax.lax.scan(lambda s, key: step(s, batch(key)), state, jax.random.split(jax.random.key(2), 800))[0]
+
+    params = train(init_state(network, optimizer, jax.random.key(0))).ema
+    t = jax.random.uniform(jax.random.key(4), (N,))
+    x = paths.interpolate(P, t, jax.random.normal(jax.random.key(5), X1.shape), X1)
+    told = with_gamma(C, 2.5) if target.gammas else C
+
+    def distance(u, v):
+        return float(jnp.mean((u - v) ** 2) / jnp.mean(v**2))
+
+    wanted = exact(t, x, told)
+    assert distance(jax.jit(network.velocity)(params, t, x, told), wanted) < 0.02
+    assert distance(EXACT(t, x, C), wanted) > 0.1
