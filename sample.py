@@ -24,7 +24,7 @@ from flowguide import build, guidance, prompts, sampling, times
 from flowguide.cli import prepare_workdir, run_script
 from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
-from flowguide.pictures import save_figure, save_png
+from flowguide.pictures import save_figure, save_gaps, save_png
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
 STEP = flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest")
@@ -99,6 +99,9 @@ NUM = flags.DEFINE_integer("num", 64, "samples for each condition and γ", lower
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "samples at a time, over all devices", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "of the noise")
 OUT = flags.DEFINE_string("out", None, "folder for the results; by default WORKDIR/samples")
+DIAGNOSE = flags.DEFINE_bool(
+    "diagnose", False, "also draw gap.png: how u(x, c) and u(x, ∅) differ along the solve, for each γ"
+)
 SAVE = flags.DEFINE_enum(
     "save", "png", ["png", "npz", "none"], "each sample as a PNG, all in one NPZ, or only the figure"
 )
@@ -188,6 +191,21 @@ def main() -> None:
     )
     _save(out, np.concatenate(drawn), run.info.kind)
     _write_record(out, run, cells, method, seconds)
+    if DIAGNOSE.value:
+        gaps = {
+            f"γ = {g:g}": sampling.gap(
+                run,
+                conds[0],
+                gamma=g,
+                negative=NEGATIVE.value,
+                gamma_negative=GAMMA_NEGATIVE.value,
+                method=method,
+                seed=SEED.value,
+            )
+            for g in gammas
+        }
+        save_gaps(out / "gap.png", gaps, f"{conds[0] or 'unconditional'}, {method.solver}, guidance {method.guidance}")
+        print(f"the gap along the solve: {out / 'gap.png'}")
     _warn_of_null(run)
     print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
 

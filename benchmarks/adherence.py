@@ -55,10 +55,20 @@ def main() -> None:
     draw = lambda c, **options: sampling.sample(run, c, method=options.pop("method", method), **options).x  # noqa: E731
     for gamma in map(float, GAMMA.value):
         line(f"all fields asked, γ = {gamma:g}", draw(every(value, *names), gamma=gamma), every(value, *names))
+    print("diversity, the root mean square distance of the samples of one condition from their mean (of 255):")
+    alike = _groups(value, 12, 16)
+    for gamma in map(float, GAMMA.value):
+        x = draw(every(alike, *names), gamma=gamma).reshape(12, 16, -1).astype(float)
+        print(f"{f'  γ = {gamma:g}':34}{np.sqrt(x.var(axis=1).mean()):12.1f}")
     if run.info.name == "avatars":
         asked = every(value, "hat", "glasses")
         line("hat and glasses asked, γ = 2", draw(asked, gamma=2.0), asked)
         _negative(run, line, draw, every, num)
+
+
+def _groups(value: dict[str, np.ndarray], conditions: int, each: int) -> dict[str, np.ndarray]:
+    """The first few conditions, each several times."""
+    return {name: np.repeat(v[:conditions], each) for name, v in value.items()}
 
 
 def _negative(run, line, draw, every, num: int) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from flowguide.guidance import Gap
 
 INK = "#222222"
 TILE = 64  # pixels that a small image is enlarged to
@@ -62,6 +64,33 @@ def save_figure(path: Path, cells: np.ndarray, rows: Sequence[str], columns: Seq
         pixels = _labelled(cells, rows, columns, images)
     save_png(path, pixels)
     return pixels
+
+
+def save_gaps(path: Path, gaps: Mapping[str, Gap], title: str) -> None:
+    """Writes curves over t of what ``guidance.gap`` measured: the median of the samples, and a band of 80 % of them.
+
+    Args:
+      path: PNG file.
+      gaps: by label.
+      title: of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for i, (label, gap) in enumerate(gaps.items()):
+        values = gap.difference / gap.conditional, gap.conditional, gap.cosine
+        for ax, value in zip(axes, values, strict=True):
+            low, middle, high = np.percentile(np.asarray(value), (10, 50, 90), axis=1)
+            ax.fill_between(gap.t, low, high, color=f"C{i}", alpha=0.15, lw=0)
+            ax.plot(gap.t, middle, color=f"C{i}", marker=".", ms=4, label=label)
+    names = "‖u(x, c) − u(x, ∅)‖ / ‖u(x, c)‖", "‖u(x, c)‖", "cosine of u(x, c) and u(x, ∅)"
+    for ax, name in zip(axes, names, strict=True):
+        ax.set_title(name, fontsize=10)
+        ax.set_xlabel("t, from noise to data")
+    axes[0].legend(fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=100)
 
 
 def _labelled(cells: np.ndarray, rows: Sequence[str], columns: Sequence[str], images: bool) -> np.ndarray:

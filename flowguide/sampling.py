@@ -312,6 +312,42 @@ def fit_grid(
     return tuple(float(t) for t in ts)
 
 
+def gap(
+    run: Run,
+    cond: str,
+    *,
+    num: int = 32,
+    gamma: float = 1.0,
+    negative: Sequence[str] = (),
+    gamma_negative: float = 1.0,
+    method: Method = DEFAULT,
+    seed: int = 0,
+) -> guidance.Gap:
+    """How u(x, c) and u(x, ∅) differ along a guided solve, see ``guidance.gap``; arguments as in ``sample``.
+
+    Raises:
+      UserError: for settings that cannot be, and solvers that have no steps of their own or no reference to look at.
+    """
+    if method.solver not in solvers.SOLVERS or run.gammas is not None:
+        raise UserError(
+            f"the gap is measured along {', '.join(sorted(solvers.SOLVERS))}, of a network that knows ∅; got "
+            f"{method.solver}"
+        )
+    fields = run.info.fields
+    c, away = _condition(cond, fields, num), tuple(_condition(d, fields, num) for d in negative)
+    wanted = _Wanted(c, away, (), np.full(num, gamma, np.float32))
+    weights = np.array([gamma_negative], np.float32)
+    _check(run, wanted, weights, method)
+    solver = solvers.SOLVERS[method.solver](paths.PATHS[run.path]())
+
+    @jax.jit
+    def measured(params: PyTree, x0: Array) -> guidance.Gap:
+        guided, _ = _guided(run.network, None, False, run.path, method, (params, None), wanted, weights)
+        return guidance.gap(partial(run.network.velocity, params), c, solver, guided, x0, _nodes(method))
+
+    return measured(run.params, jax.random.normal(jax.random.key(seed), (num, *run.info.shape)))
+
+
 class _Wanted(NamedTuple):
     """What each sample is asked to be; one entry a sample in every leaf."""
 

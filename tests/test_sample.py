@@ -11,7 +11,7 @@ from PIL import Image
 from test_train import refused, run
 
 import train as script
-from flowguide import build, sampling
+from flowguide import build, pictures, sampling
 from flowguide.condition import Condition, Label, given, null
 from flowguide.data import DataInfo
 from flowguide.errors import UserError
@@ -289,6 +289,15 @@ def test_untrained_null_tokens_are_seen(digits):
     moved = sampling.check_null(run._replace(params=jax.tree.map(lambda p: p + 0.1, fresh)), seed)
     assert moved.untouched == ()
     assert moved.gap > 0
+
+
+def test_the_gap_is_drawn(tmp_path):
+    gap = sampling.gap(RUN, "hat=red", num=5, gamma=2.0, method=sampling.Method("ab3", 7))
+    assert gap.difference.shape == gap.cosine.shape == (7, 5)
+    pictures.save_gaps(tmp_path / "gap.png", {"γ = 2": gap}, "hat=red")
+    assert Image.open(tmp_path / "gap.png").size[0] > 500
+    with pytest.raises(UserError, match=r"measured along ab2, .*; got dopri5"):
+        sampling.gap(RUN, "hat=red", method=sampling.Method("dopri5"))
 
 
 def test_a_network_that_is_told_gamma_costs_one_evaluation():

@@ -277,6 +277,44 @@ def test_scales_that_change_sample_the_variance_of_the_moments(name):
     np.testing.assert_allclose(x1[:, 0], np.sqrt(covariance[0, 0]) * np.array([0.0, 1.0, -2.0]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("path", ["linear", "trig"])
+def test_an_interval_samples_the_variance_of_its_closed_form(path):
+    """v_c[R(t2)/R(t1)]^(γ−1), R = (v_c + r)/(v_u + r): solved piece by piece, so that no step crosses an edge."""
+    with jax.enable_x64(True):
+        p, law, c = paths.PATHS[path](), analytic.observation([[1.0]], 1.0), given(jnp.zeros((2, 1)))
+        u = analytic.velocity(law, p)
+        x = jnp.array([[1.0], [-2.0]])
+        for start, end, gamma in ((0.0, 0.3, 1.0), (0.3, 0.7, 3.0), (0.7, 1.0, 1.0)):
+            guided = guidance.guide(u, c, guidance.classifier_free(u, c, gamma))
+            x = solvers.solve(solvers.rk4(), guided, x, start + (end - start) * times.grid(100).astype(float))
+        found = solvers.solve_adaptive(
+            guidance.guide(u, c, guidance.classifier_free(u, c, 3.0, interval=(0.3, 0.7))),
+            jnp.array([[1.0], [-2.0]]),
+            jnp.array([0.0, 0.3, 0.7, 1.0]),
+            rtol=1e-8,
+            atol=1e-8,
+        ).x
+    exact = analytic.scheduled_variance(
+        lambda t: np.where((t > 0.3) & (t < 0.7), 3.0, 1.0), p, 2.0, 1.0, breaks=(0.3, 0.7)
+    )
+    np.testing.assert_allclose(x[:, 0], np.sqrt(exact) * np.array([1.0, -2.0]), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 0], np.sqrt(exact) * np.array([1.0, -2.0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_equal_covariances_ode_and_sde_sample_the_same(eta):
+    """A negative condition in the place of ∅: N(m_d + γ(m_c − m_d), v), whatever the noise of the sampler."""
+    law = analytic.mixture([0.5, 0.5], [[1.0], [-0.5]], 0.4)
+    u, c, d = analytic.velocity(law, P), given(jnp.zeros(20_000, int)), given(jnp.ones(20_000, int))
+    guided = guidance.guide(u, c, guidance.classifier_free(u, c, 3.0, negative=[d]))
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    solver = solvers.euler_maruyama(P, keys, solvers.memoryless(eta)) if eta else solvers.ab3()
+    x1 = solvers.solve(solver, guided, jax.random.normal(jax.random.key(0), (20_000, 1)), times.grid(200))
+    error = np.sqrt(0.4 / 20_000)
+    assert abs(float(x1.mean()) - 4.0) < 4 * error + 0.005
+    assert abs(float(x1.var()) / 0.4 - 1) < 4 * np.sqrt(2 / 20_000) + 0.005
+
+
 LAW = analytic.mixture([0.5, 0.3, 0.2], [[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]], [0.3, 0.5, 0.4])
 U = analytic.velocity(LAW, P)
 POINTS = jax.random.normal(jax.random.key(7), (6, 2))
