@@ -159,7 +159,7 @@ def guide(
       passes: "together" evaluates v and the references on the same network as one call on an (1 + n)-fold batch,
         best for small batches; "apart" makes 1 + n calls, and needs less memory.
       reuse: the references are evaluated in every ``reuse``-th guided step alone; between, their last difference from
-        the conditional velocity stands for them (Ma et al. 2024, "Learning-to-Cache", and others for CFG).
+        the conditional velocity stands for them (guidance left out or reused: Castillo et al. 2023, arXiv 2312.12487).
 
     Returns:
       A velocity; where the rule has a memory or ``reuse`` is above 1, a ``StatefulVelocity`` for ``solve``.

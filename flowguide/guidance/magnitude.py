@@ -13,7 +13,7 @@ from flowguide.typing import Array, Rule, Schedule
 
 
 def magnitude_aware(gamma: Schedule, alpha: float = 8.0) -> Rule:
-    """MAMBO-G: CFG with γ_eff = 1 + (γ − 1)·exp(−α‖v − u_ref‖/‖u_ref‖), per sample (Zhu et al. 2025, arXiv 2508.03442).
+    """MAMBO-G: CFG with γ_eff = 1 + (γ − 1)·exp(−α‖v − u_ref‖/‖u_ref‖), per sample (arXiv 2508.03442).
 
     Large differences, as at the start of sampling, are guided less. α = 0 is CFG; theirs: γ = 10, α = 8.
     """

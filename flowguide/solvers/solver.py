@@ -80,8 +80,7 @@ def solve(
     ts = check_nodes(ts)
     check_state(x)
     steps = ts.shape[0] - 1
-    if not isinstance(velocity, StatefulVelocity):
-        velocity = stateless(velocity)
+    velocity = as_stateful(velocity)
 
     def body(carry: tuple[PyTree, ...], at: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, ...], PyTree]:
         x, memory, past = carry
@@ -106,12 +105,14 @@ def solve(
     return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), x, between)
 
 
-def stateless(velocity: Velocity) -> StatefulVelocity:
-    """A velocity as one that remembers nothing.
+def as_stateful(velocity: Velocity | StatefulVelocity) -> StatefulVelocity:
+    """Any velocity as one with memory, empty if it has none.
 
     Raises:
       TypeError: if it is no function.
     """
+    if isinstance(velocity, StatefulVelocity):
+        return velocity
     if not callable(velocity):
         raise TypeError(f"the velocity must be a function (t, x) -> dx/dt; got {type(velocity).__name__}")
     return StatefulVelocity(lambda x: (), lambda memory, t, x: (velocity(t, x), memory))
