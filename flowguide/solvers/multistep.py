@@ -69,7 +69,8 @@ def abm3() -> Solver:
     AB2 predicts. The evaluation at its result, which the next step needs in any case, also corrects it, by the exact
     integral of the quadratic through the last three velocities (Adams-Moulton of order 3), before that step starts:
     the PEC mode of Hairer, Nørsett & Wanner 1993, §III.1, p. 360. The last node is not corrected; its one step's error
-    is of third order by itself. Steadier than ``ab3`` where steps are long, and nothing extra to start.
+    is of third order by itself. Unlike ``ab3`` it needs nothing extra to start; like it, it can be unstable where a
+    handful of steps meets strong guidance.
     """
 
     def init(x: PyTree) -> PyTree:
