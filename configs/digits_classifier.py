@@ -1,6 +1,8 @@
 """A noise-aware classifier of the digits, for classifier guidance: p_t(c|x_t) at every t.
 
 python train.py --config=configs/digits_classifier.py --workdir=runs/digits_classifier
+
+About 35 s on 2 CPU cores. benchmarks/classifier.py measures its guidance beside the classifier-free one.
 """
 
 from flowguide import build

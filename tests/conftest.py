@@ -1,5 +1,6 @@
 """Test environment: eight virtual CPU devices and a compilation cache, set before JAX is imported."""
 
+import gc
 import os
 import tempfile
 
@@ -15,6 +16,16 @@ os.environ.update(
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "flowguide-jax-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Every compiled program holds memory maps; those of a thousand tests are more than a kernel allows a process."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
