@@ -141,6 +141,8 @@ def main() -> None:
     conds = [composed[0][0]] if composed else COND.value
     run = sampling.load(WORKDIR.value, STEP.value)
     weak = sampling.load(WEAK.value or WORKDIR.value, WEAK_STEP.value) if WEAK.value or WEAK_STEP.value else None
+    if method.grid == FITTED and (composed or weak):
+        raise UserError("--grid=fitted serves one network and plain conditions: leave out --compose and --weak")
     for prompt in (*conds, *NEGATIVE.value, *(prompt for prompt, _ in composed)):
         prompts.parse(prompt, run.info.fields)
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")

@@ -307,7 +307,7 @@ def fit_grid(
     solver = solvers.SOLVERS[method.solver](paths.PATHS[run.path]())
     try:
         ts = solvers.fit_grid(solver, guided, noise, method.steps, iterations=iterations, progress=progress)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"no grid could be fitted: {error}") from error
     return tuple(float(t) for t in ts)
 

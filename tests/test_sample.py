@@ -268,6 +268,7 @@ def test_truncated_checkpoint_and_missing_files_are_named(digits, tmp_path):
         (["--workdir=RUN", "--gamma=two"], "--gamma takes numbers"),
         (["--workdir=RUN", "--compose=3"], "--compose takes condition:weight"),
         (["--workdir=RUN", "--compose=3:1", "--cond=4"], "leave out --cond, or --compose"),
+        (["--workdir=RUN", "--compose=3:1", "--grid=fitted"], "leave out --compose and --weak"),
         (["--workdir=RUN", "--perturb=drop=1"], "--perturb takes skip, attention, blur, layers; got 'drop'"),
         (["--workdir=RUN", "--guidance=apg:r=1"], "guidance 'apg' has no setting 'r': it takes parallel"),
         (["--workdir=RUN", "--grid=0,1,0.5"], "the nodes of a grid increase from 0 to 1"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowguide import times
 from flowguide.solvers.runge_kutta import rk4
-from flowguide.solvers.solver import Solver, StatefulVelocity, solve
+from flowguide.solvers.solver import Solver, StatefulVelocity, solve, vector_field
 from flowguide.typing import Array, Velocity
 
 
@@ -48,10 +48,12 @@ def fit_grid(
       Increasing nodes in the dtype of x0, exactly 0 first and 1 last: never worse on the pilot than equal steps.
 
     Raises:
-      ValueError: if ``steps`` is not positive, or no step of equal width ends anywhere finite.
+      ValueError: if ``steps`` is not positive, or equal steps do not end anywhere finite.
+      TypeError: for a ``StatefulVelocity``, which has no exact flow to come close to.
     """
     from scipy.optimize import minimize  # JAX needs scipy too, but nothing else of the solvers does
 
+    velocity = vector_field(velocity, "a fitted grid")
     uniform = times.grid(steps).astype(x0.dtype)
     if exact is None:
         exact = jax.jit(lambda x: solve(rk4(), velocity, x, times.grid(10 * steps).astype(x.dtype)))(x0)

@@ -508,6 +508,7 @@ def test_what_remembers_is_no_vector_field():
         lambda: likelihood.encode(u, x),
         lambda: likelihood.decode(u, x),
         lambda: solvers.as_diffrax(u),
+        lambda: solvers.fit_grid(solvers.ab2(), u, x, 4),
     ):
         with pytest.raises(TypeError, match="use a rule without memory"):
             call()
