@@ -13,6 +13,7 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from flowguide import build, guidance, prompts, sampling, times
 from flowguide.cli import prepare_workdir, run_script
 from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
-from flowguide.pictures import save_figure, save_gaps, save_png
+from flowguide.pictures import save_figure, save_gaps, save_png, save_sizes
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
 STEP = flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest")
@@ -73,11 +74,26 @@ INTERVAL = flags.DEFINE_list("interval", None, "guide only for t between these t
 RESCALE = flags.DEFINE_float(
     "rescale", 0.0, "bring the standard deviation back to the conditional one: 0 none, 1 fully"
 )
+SAMPLER = flags.DEFINE_enum(
+    "sampler",
+    "flow",
+    list(sampling.SAMPLERS),
+    "flow: the guided flow, or SDE, itself; fkc: --particles weighted samples of each law p(x)^(1−γ)·p(x|c)^γ, which "
+    "the guided flow is not, equally weighted at the end; pc: --corrections Langevin steps towards that law after each "
+    "step",
+)
+PARTICLES = flags.DEFINE_integer("particles", 64, "of each law, for --sampler=fkc: more collapse less", lower_bound=2)
+CORRECTIONS = flags.DEFINE_integer("corrections", 2, "after each step, for --sampler=pc", lower_bound=1)
+CLIP = flags.DEFINE_float(
+    "clip", None, "for --sampler=fkc: keep what a step adds to the log-weights this close to its mean"
+)
+UNTIL = flags.DEFINE_float("until", 1.0, "for --sampler=fkc: gather weights for t up to this, and none after")
 SOLVER_HELP = (
     f"how to integrate: {', '.join(sampling.ADAPTIVE)} choose their steps to meet --tolerance; "
-    f"{', '.join(sorted(sampling.STOCHASTIC))} add noise on the way, see --eta; the others take --steps"
+    f"{', '.join(sorted(sampling.STOCHASTIC))} add noise on the way, see --eta; the others take --steps. By default "
+    f"{', '.join(f'{own} for {name}' for name, (_, own) in sampling.SAMPLERS.items())}"
 )
-SOLVER = flags.DEFINE_enum("solver", "heun", list(sampling.SOLVER_NAMES), SOLVER_HELP)
+SOLVER = flags.DEFINE_enum("solver", None, list(sampling.SOLVER_NAMES), SOLVER_HELP)
 STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver; not used by adaptive ones", lower_bound=1)
 GRID = flags.DEFINE_string(
     "grid",
@@ -120,6 +136,11 @@ def main() -> None:
         interval = (start, stop)
     name, settings = _settings(GUIDANCE.value)
     method = sampling.Method(
+        sampler=SAMPLER.value,
+        particles=PARTICLES.value,
+        corrections=CORRECTIONS.value,
+        clip=CLIP.value,
+        until=UNTIL.value,
         guidance=name,
         settings=settings,
         schedule=SCHEDULE.value,
@@ -135,6 +156,7 @@ def main() -> None:
         eta=ETA.value,
         passes=PASSES.value,  # pyright: ignore[reportArgumentType]
     )
+    method = sampling.settled(method)
     composed = _composition(COMPOSE.value)
     if composed and COND.value != [""]:
         raise UserError("--compose says all conditions itself: leave out --cond, or --compose")
@@ -143,6 +165,8 @@ def main() -> None:
     weak = sampling.load(WEAK.value or WORKDIR.value, WEAK_STEP.value) if WEAK.value or WEAK_STEP.value else None
     if method.grid == FITTED and (composed or weak):
         raise UserError("--grid=fitted serves one network and plain conditions: leave out --compose and --weak")
+    if method.sampler == "fkc" and weak:
+        raise UserError("sampler 'fkc' draws from powers of one network's laws: leave out --weak")
     for prompt in (*conds, *NEGATIVE.value, *(prompt for prompt, _ in composed)):
         prompts.parse(prompt, run.info.fields)
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")
@@ -153,34 +177,31 @@ def main() -> None:
         method = method._replace(grid=_fitted(run, list(product(gammas, conds)), method))
 
     # Draw: one cell for each γ and condition, all by the same compiled program.
-    cells, drawn, started = [], [], time.perf_counter()
+    cells, drawn, sizes, started = [], [], {}, time.perf_counter()
     for gamma, cond in product(gammas, conds):
-        print(f"{cond or 'unconditional'}, γ = {gamma:g}", flush=True)
-        s = sampling.sample(
-            run,
-            cond,
-            num=NUM.value,
-            gamma=gamma * composed[0][1] if composed else gamma,
-            negative=NEGATIVE.value,
-            gamma_negative=GAMMA_NEGATIVE.value,
-            compose=composed[1:],
-            weak=weak,
-            method=method,
-            seed=SEED.value,
-            batch_size=BATCH_SIZE.value,
-            progress=True,
-        )
-        first = len(cells) * NUM.value
-        cells.append(
-            {
-                "cond": cond,
-                "gamma": gamma,
-                "first": first,
-                "num": len(s.x),
-                "network_evaluations": int(s.evaluations.max()),
-            }
-        )
-        drawn.append(s.x)
+        title = f"{cond or 'unconditional'}, γ = {gamma:g}"
+        print(title, flush=True)
+        asked: dict[str, Any] = {
+            "gamma": gamma * composed[0][1] if composed else gamma,
+            "negative": NEGATIVE.value,
+            "gamma_negative": GAMMA_NEGATIVE.value,
+            "compose": composed[1:],
+            "method": method,
+            "seed": SEED.value,
+            "batch_size": BATCH_SIZE.value,
+            "progress": True,
+        }
+        cell = {"cond": cond, "gamma": gamma, "first": len(cells) * NUM.value, "num": NUM.value}
+        if method.sampler == "fkc":
+            laws = sampling.sample_laws(run, cond, num=-(-NUM.value // method.particles), **asked)
+            drawn.append(sampling.equally(laws, SEED.value)[: NUM.value])
+            sizes[title] = laws.ess
+            cell |= _about(laws, title)
+        else:
+            s = sampling.sample(run, cond, num=NUM.value, weak=weak, **asked)
+            drawn.append(s.x)
+            cell["network_evaluations"] = int(s.evaluations.max())
+        cells.append(cell)
     seconds = time.perf_counter() - started
 
     # Write: the figure, the samples, and how they came about.
@@ -193,6 +214,9 @@ def main() -> None:
     )
     _save(out, np.concatenate(drawn), run.info.kind)
     _write_record(out, run, cells, method, seconds)
+    if sizes:
+        save_sizes(out / "ess.png", sizes, np.asarray(sampling.nodes(method))[1:], method.particles)
+        print(f"effective sample sizes: {out / 'ess.png'}")
     if DIAGNOSE.value:
         gaps = {
             f"γ = {g:g}": sampling.gap(
@@ -210,6 +234,25 @@ def main() -> None:
         print(f"the gap along the solve: {out / 'gap.png'}")
     _warn_of_null(run)
     print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
+
+
+def _about(laws: sampling.Laws, title: str) -> dict[str, Any]:
+    """What to know of the particles of some laws; says so where they have collapsed."""
+    count = laws.x.shape[1]
+    starts = [len(np.unique(a)) for a in laws.ancestors]
+    if laws.ess[:, -1].min() < 0.1 * count or min(starts) < 0.1 * count:
+        print(
+            f"warning: {title}: of {count} particles the weights leave {laws.ess[:, -1].min():.1f} at the end, which "
+            f"come from {min(starts)} at the start: the samples are alike. More --particles, a lower --gamma, --clip=1 "
+            "or --until=0.8 help",
+            file=sys.stderr,
+        )
+    return {
+        "network_evaluations": laws.evaluations,
+        "log_z": [round(float(z), 4) for z in laws.log_z],
+        "ess_at_the_end": [round(float(e), 2) for e in laws.ess[:, -1]],
+        "ancestors": starts,
+    }
 
 
 def _warn_of_null(run: sampling.Run) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from flowguide import times
@@ -152,6 +153,8 @@ def decode(
 
 def _nodes(ts: Array | None) -> Array:
     ts = times.grid(100) if ts is None else jnp.asarray(ts)
-    if not isinstance(ts, Tracer) and ts.ndim == 1 and ts.shape[0] > 1 and not ts[-1] > ts[0]:
-        raise ValueError(f"ts must go from noise to data, increasing; got {float(ts[0])} to {float(ts[-1])}")
+    if not isinstance(ts, Tracer) and ts.ndim == 1 and ts.shape[0] > 1:
+        first, *_, last = np.asarray(ts)  # on the host: indexing would be traced inside jit
+        if not last > first:
+            raise ValueError(f"ts must go from noise to data, increasing; got {first} to {last}")
     return ts

@@ -93,6 +93,27 @@ def save_gaps(path: Path, gaps: Mapping[str, Gap], title: str) -> None:
     figure.savefig(path, dpi=100)
 
 
+def save_sizes(path: Path, sizes: Mapping[str, np.ndarray], t: np.ndarray, particles: int) -> None:
+    """Writes curves over t of effective sample sizes, that of each law thin and their median thick.
+
+    Args:
+      path: PNG file.
+      sizes: by label, ``(G, N)`` each.
+      t: ``(N,)``.
+      particles: of each law, the largest size there can be.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for i, (label, size) in enumerate(sizes.items()):
+        ax.plot(t, size.T, color=f"C{i}", lw=0.5, alpha=0.4)
+        ax.plot(t, np.median(size, axis=0), color=f"C{i}", lw=2, label=label)
+    ax.set(xlabel="t, from noise to data", ylabel="effective sample size", ylim=(0, 1.02 * particles), xlim=(0, 1))
+    ax.legend(fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
 def _labelled(cells: np.ndarray, rows: Sequence[str], columns: Sequence[str], images: bool) -> np.ndarray:
     # Matplotlib without pyplot: no global state, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -95,13 +95,13 @@ def test_gamma_of_each_sample():
 
 def test_changing_gamma_seed_or_condition_compiles_nothing():
     draw(negative=["beard=yes"])
-    program = sampling._program(
+    program = sampling.draw._program(
         NETWORK,
         None,
         False,
         RUN.path,
         SHAPE,
-        sampling.Method(steps=6),
+        sampling.settled(sampling.Method(steps=6)),
         jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
     )
     before = program._cache_size()
@@ -161,7 +161,7 @@ def test_a_grid_of_ones_own_and_a_fitted_one():
         ({"cond": ["hat=red"], "num": 3}, "1 conditions for 3 samples"),
         ({"gamma": float("nan")}, "must be finite"),
         ({"num": 0}, "at least 1"),
-        ({"method": sampling.Method("rk5")}, "unknown solver 'rk5': there are"),
+        ({"method": sampling.Method("rk5")}, "sampler 'flow' has no solver 'rk5': there are"),
         ({"method": sampling.Method(grid="log")}, "unknown grid 'log'"),
         ({"method": sampling.Method(grid=(0.0, 0.5, 0.4, 1.0))}, "increase from 0 to 1; got 0, 0.5, 0.4, 1"),
         ({"method": sampling.Method(grid=(0.1, 1.0))}, "increase from 0 to 1; got 0.1, 1"),
@@ -181,7 +181,7 @@ def test_a_grid_of_ones_own_and_a_fitted_one():
         ),
         ({"method": sampling.Method("dopri5", guidance="feedback")}, "use a solver that takes --steps"),
         ({"method": sampling.Method("dopri5", reuse=2)}, "use a solver that takes --steps"),
-        ({"method": sampling.Method(reuse=0)}, "steps and reuse must be at least 1"),
+        ({"method": sampling.Method(reuse=0)}, "steps, reuse and corrections must be at least 1"),
         ({"method": sampling.Method(guidance="tcfg"), "compose": [("beard=yes", 1.0)]}, "composed by guidance 'cfg'"),
         ({"method": sampling.Method(perturbation=Perturbation(skip=(1,)))}, "has no blocks"),
     ],

@@ -1,6 +1,13 @@
 """The exact laboratory: laws whose fields are known, and closed forms of what guidance samples from them."""
 
-from flowguide.analytic.guided import Moments, existence, guided_moments, scheduled_variance, tilted_moments
+from flowguide.analytic.guided import (
+    Moments,
+    existence,
+    guided_moments,
+    scheduled_variance,
+    tail_precision,
+    tilted_moments,
+)
 from flowguide.analytic.integrated import integrated_moments
 from flowguide.analytic.laws import (
     Joint,
@@ -32,6 +39,7 @@ __all__ = [
     "sample",
     "scheduled_variance",
     "score",
+    "tail_precision",
     "tilted_moments",
     "velocity",
 ]

@@ -101,6 +101,51 @@ def existence(covariance_null: ArrayLike, covariance: ArrayLike) -> tuple[float,
     return float(low), float(high)
 
 
+def tail_precision(covariances: Sequence[ArrayLike], weights: Sequence[float], directions: int = 4096) -> float:
+    """Whether Π p_i(x)^{w_i} can be normalised for Gaussian mixtures p_i: yes above 0, no below, undecided at 0.
+
+    Far out in the direction v, −log p_i grows as ½r²·min_k vᵀΣ_k^{-1}v: the widest component is what is left.
+    Returned is the least, over v, of Σ w_i·min_k vᵀΣ_{ik}^{-1}v: exact for Gaussians, where it is the smallest
+    eigenvalue of Σ w_iΣ_i^{-1}, and for d = 1; else the least found from ``directions`` random starts.
+
+    For p(x)^(1−γ)·p(x|c)^γ with p(x) the marginal of p(x, c) it is positive for all γ ≥ 0, as p(x) ≥ p(c)·p(x|c): what
+    can fail are γ < 0, negative conditions and laws that do not belong together.
+
+    Args:
+      covariances: of each law, those of its components ``(K_i, d, d)``; or ``(d, d)``; or, for d = 1, variances
+        ``(K_i,)``.
+      weights: w_i.
+      directions: random starts of the search.
+
+    Raises:
+      ValueError: if there is not one weight a law.
+    """
+    if len(covariances) != len(weights):
+        raise ValueError(f"expected one weight a law; got {len(covariances)} laws and {len(weights)} weights")
+    arrays = [np.asarray(c, float) for c in covariances]
+    arrays = [a[:, None, None] if a.ndim == 1 else a.reshape(-1, *a.shape[-2:]) for a in map(np.atleast_1d, arrays)]
+    precisions = [np.linalg.inv(a) for a in arrays]
+
+    def tail(v: np.ndarray) -> tuple[float, np.ndarray]:
+        """The value at v, and the quadratic form of the components that decide it there."""
+        widest = [p[np.argmin(np.einsum("i,kij,j->k", v, p, v))] for p in precisions]
+        form = np.sum([w * p for w, p in zip(weights, widest, strict=True)], axis=0)
+        return float(v @ form @ v), form
+
+    d = arrays[0].shape[-1]
+    starts = np.random.default_rng(0).standard_normal((1 if d == 1 else directions, d))
+    found = np.inf
+    for v in starts / np.linalg.norm(starts, axis=1, keepdims=True):
+        value, form = tail(v)
+        while True:  # down to the least of the form, as long as that is less where it is
+            better, next_form = tail(np.linalg.eigh(form)[1][:, 0])
+            if better >= value - 1e-12:
+                break
+            value, form = better, next_form
+        found = min(found, value)
+    return found
+
+
 def scheduled_variance(
     gamma: Callable[[np.ndarray], ArrayLike],
     path: Path,

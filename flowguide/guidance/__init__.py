@@ -11,6 +11,7 @@ from flowguide.guidance.guide import (
     always,
     classifier_free,
     compose,
+    evaluate,
     guide,
     network_evaluations,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "constant",
     "contrastive",
     "dynamic_negative",
+    "evaluate",
     "feedback",
     "frequencies",
     "gap",

@@ -167,31 +167,17 @@ def guide(
     Raises:
       ValueError: for another word in ``passes``, or ``reuse`` below 1.
     """
-    if passes not in ("together", "apart"):
-        raise ValueError(f'passes must be "together" or "apart"; got {passes!r}')
+    check_passes(passes)
     if reuse < 1:
         raise ValueError(f"reuse counts steps, from 1 (never) up; got {reuse}")
     conditional, references = condition.bind(velocity, c), guidance.references
 
-    def found(t: Array, x: Array, own: tuple[Reference, ...]) -> tuple[Array, ...]:
-        """The velocities of ``own``, those of one network in one call."""
-        if passes == "apart":
-            return tuple(condition.bind(*r)(t, x) for r in own)
-        shared = [i for i, r in enumerate(own) if r.velocity is velocity]
-        if not shared:
-            return tuple(condition.bind(*r)(t, x) for r in own)
-        cs = condition.concatenate(*(own[i].condition for i in shared))
-        ts = jnp.tile(jnp.broadcast_to(t, x.shape[:1]), len(shared))
-        split = jnp.split(velocity(ts, jnp.concatenate([x] * len(shared)), cs), len(shared))
-        batched = dict(zip(shared, split, strict=True))
-        return tuple(batched[i] if i in batched else condition.bind(*r)(t, x) for i, r in enumerate(own))
-
     def everything(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
-        v, *refs = found(t, x, (Reference(velocity, c), *references))
+        v, *refs = evaluate((Reference(velocity, c), *references), t, x, passes)
         return v, tuple(refs)
 
     def without(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
-        refs = found(t, x, references)
+        refs = evaluate(references, t, x, passes)
         return jnp.zeros_like(refs[0]), refs
 
     if not isinstance(guidance.rule, StatefulRule) and reuse == 1:
@@ -234,6 +220,32 @@ def guide(
         return jax.lax.cond(guidance.terms(t) == Terms.CONDITIONAL, alone, guided, t, x)
 
     return StatefulVelocity(init, apply)
+
+
+def evaluate(references: Sequence[Reference], t: Array, x: Array, passes: Passes = "together") -> tuple[Array, ...]:
+    """The velocities of all references at t () or ``(B,)`` and x ``(B, *D)``.
+
+    "together" calls each network once, on as many copies of x as it has conditions; "apart" once for each condition.
+    """
+    if passes == "apart":
+        return tuple(condition.bind(*r)(t, x) for r in references)
+    found: list[Array | None] = [None] * len(references)
+    for first in references:
+        own = [i for i, r in enumerate(references) if r.velocity is first.velocity and found[i] is None]
+        if not own:
+            continue
+        cs = condition.concatenate(*(references[i].condition for i in own))
+        ts = jnp.tile(jnp.broadcast_to(t, x.shape[:1]), len(own))
+        split = jnp.split(first.velocity(ts, jnp.concatenate([x] * len(own)), cs), len(own))
+        for i, u in zip(own, split, strict=True):
+            found[i] = u
+    return tuple(u for u in found if u is not None)
+
+
+def check_passes(passes: str) -> None:
+    """Raises ``ValueError`` for another word than "together" and "apart"."""
+    if passes not in ("together", "apart"):
+        raise ValueError(f'passes must be "together" or "apart"; got {passes!r}')
 
 
 def network_evaluations(solver: Solver, guidance: Guidance, ts: Array, reuse: int = 1) -> Array:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flowguide import paths
 from flowguide.paths import Path
 from flowguide.solvers.exponential import log_ratio, predictions, step_ratio
-from flowguide.solvers.solver import Solver
+from flowguide.solvers.solver import Solver, over
 from flowguide.typing import Array, PRNGKey, PyTree, Velocity
 
 Diffusion: TypeAlias = Callable[[Path, Array], Array]  # D_t = σ²/2 of the noise; may be infinite at t = 0
@@ -69,13 +69,15 @@ DIFFUSIONS: dict[str, Callable[..., Diffusion]] = {
 }
 
 
-def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None) -> Solver:
+def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None, total: float | Array = 1.0) -> Solver:
     """Euler-Maruyama: x' = x + (u + D_t·s)dt + √(2D_t·dt)z; weak order 1, one evaluation a step.
 
     Args:
       path: the path.
       keys: typed keys ``(B,)``, one a sample.
       diffusion: D_t; ``memoryless()`` by default.
+      total: W = Σ w_i, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i; the score is then
+        Σ w_i·s_i = (αu − Wα̇x)/(σΔ). 1 for a velocity, and for guidance.
     """
     diffusion = memoryless() if diffusion is None else diffusion
 
@@ -86,9 +88,12 @@ def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None
         dt = t_next - t
         u = paths.conditional_velocity(path, t, e, d)
         s = path.sigma(t)
-        drift = u - amount / jnp.where(s == 0, 1.0, s) * e
-        stepped = x + dt * drift + jnp.sqrt(2 * amount * dt) * z
-        return jnp.where(free, stepped, paths.interpolate(path, t_next, z, d))
+        beyond = over(jnp.asarray(total, x.dtype), x) - 1
+        minus_score = (e + beyond * path.d_alpha(t) / paths.wronskian(path, t) * x) / jnp.where(s == 0, 1.0, s)
+        stepped = x + dt * (u - amount * minus_score) + jnp.sqrt(2 * amount * dt) * z
+        # Where D_t is infinite, at t = 0, x is noise: as good as fresh one, unless it has another variance.
+        fresh = jnp.where(beyond == 0, paths.interpolate(path, t_next, z, d), x + dt * u)
+        return jnp.where(free, stepped, fresh)
 
     return _stochastic(path, keys, move)
 

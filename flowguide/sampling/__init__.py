@@ -1,0 +1,38 @@
+"""Sampling: a trained network, a condition and a guidance scale become samples.
+
+```python
+from flowguide.sampling import load, sample
+
+run = load("runs/avatars")
+faces = sample(run, "hat=red,glasses=none", num=16, gamma=3.0, negative=["beard=yes"], seed=0)
+```
+
+Sample i depends on (seed, i) and its own condition alone, not on the batch it is drawn in or the number of devices.
+"""
+
+from flowguide.sampling.draw import Samples, sample
+from flowguide.sampling.laws import Laws, equally, sample_laws
+from flowguide.sampling.method import ADAPTIVE, SAMPLERS, SOLVER_NAMES, STOCHASTIC, Method, nodes, settled
+from flowguide.sampling.pilots import fit_grid, gap
+from flowguide.sampling.run import Null, Run, check_null, load
+
+__all__ = [
+    "ADAPTIVE",
+    "SAMPLERS",
+    "SOLVER_NAMES",
+    "STOCHASTIC",
+    "Laws",
+    "Method",
+    "Null",
+    "Run",
+    "Samples",
+    "check_null",
+    "equally",
+    "fit_grid",
+    "gap",
+    "load",
+    "nodes",
+    "sample",
+    "sample_laws",
+    "settled",
+]

@@ -1,0 +1,202 @@
+"""Samples of the guided flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from flowguide import guidance, paths, solvers, tilted
+from flowguide.condition import Condition
+from flowguide.data import to_image
+from flowguide.errors import UserError
+from flowguide.networks import Network
+from flowguide.sampling.method import (
+    ADAPTIVE,
+    DEFAULT,
+    STOCHASTIC,
+    Method,
+    Wanted,
+    ask,
+    batch,
+    check,
+    guided,
+    nodes,
+    settled,
+)
+from flowguide.sampling.run import Run
+from flowguide.typing import Array, Device, PRNGKey, PyTree
+
+
+class Layout(NamedTuple):
+    """Devices in a row, and arrays cut among them or whole on each."""
+
+    mesh: jax.sharding.Mesh
+    split: NamedSharding
+    whole: NamedSharding
+
+
+def layout(devices: Sequence[Device] | None) -> Layout:
+    """All local devices, or those given."""
+    devices = tuple(devices or jax.local_devices())
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return Layout(mesh, NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec()))
+
+
+def shares(
+    wanted: Wanted, num: int, size: int, seed: int, over: Layout, progress: bool, each: int = 1
+) -> Iterator[tuple[int, PRNGKey, Wanted]]:
+    """``num`` draws in batches: how many of a batch count, a key for each draw, and what it is asked to be.
+
+    Every batch has the same size, so that there is one program; the last one is filled up with repetitions. ``each`` is
+    how many samples a draw makes, for the progress bar.
+    """
+    devices = over.mesh.size
+    size = -(-min(size, num) // devices) * devices
+    root = jax.random.key(seed)
+    bar = tqdm(total=num * each, disable=not progress, unit="sample", dynamic_ncols=True)
+    with bar:
+        for first in range(0, num, size):
+            index = np.minimum(np.arange(first, first + size), num - 1)
+            keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(index))
+            cut = jax.tree.map(lambda a, index=index: jax.device_put(np.asarray(a)[index], over.split), wanted)
+            kept = min(size, num - first)
+            yield kept, jax.device_put(keys, over.split), cut
+            bar.update(kept * each)
+
+
+class Samples(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+      x: uint8 images or float32 points ``(num, *D)``.
+      evaluations: int ``(num,)``, network evaluations that each sample cost.
+    """
+
+    x: np.ndarray
+    evaluations: np.ndarray
+
+
+def sample(
+    run: Run,
+    cond: str | Sequence[str] | Condition = "",
+    *,
+    num: int | None = None,
+    gamma: float | np.ndarray = 1.0,
+    negative: Sequence[str | Condition] = (),
+    gamma_negative: float = 1.0,
+    compose: Sequence[tuple[str | Condition, float]] = (),
+    weak: Run | None = None,
+    method: Method = DEFAULT,
+    seed: int = 0,
+    batch_size: int = 64,
+    devices: Sequence[Device] | None = None,
+    progress: bool = False,
+) -> Samples:
+    """Draws samples of the guided flow.
+
+    Args:
+      run: from ``load``.
+      cond: a prompt for all samples, one prompt a sample, or a ready Condition of ``num`` examples.
+      num: how many; by default one a prompt, or 64.
+      gamma: guidance scale γ, for all or ``(num,)``: 0 unconditional, 1 conditional, more is guided.
+      negative: conditions to avoid, each a prompt for all or a Condition of ``num`` examples.
+      gamma_negative: their weight γ_n; not read where ``method.replace_null`` puts a negative condition in ∅'s place.
+      compose: further conditions, each with its weight: u_∅ + γ[(u_c − u_∅) + Σ w_i(u_i − u_∅)].
+      weak: the worse run that guidance "autoguidance" goes away from, trained on the same data.
+      method: how to guide and integrate.
+      seed: of the noise.
+      batch_size: samples at a time, over all devices; changes memory and speed, not the samples.
+      devices: where to compute; by default all local ones.
+      progress: show a progress bar.
+
+    Raises:
+      UserError: for settings that cannot be, before anything is computed, and where the samples are not finite.
+    """
+    method = settled(method)
+    if num is None:
+        num = 64 if isinstance(cond, str) else len(cond) if not isinstance(cond, Condition) else batch(cond)
+    if num < 1 or batch_size < 1:
+        raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
+    if method.sampler == "fkc":
+        raise UserError("sampler 'fkc' draws particles of a law together: call sample_laws")
+    wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative, compose)
+    check(run, wanted, weights, method, weak)
+
+    over = layout(devices)
+    told = run.gammas is not None
+    program = _program(run.network, weak and weak.network, told, run.path, run.info.shape, method, over.mesh)
+    params = jax.device_put((run.params, weak and weak.params), over.whole)
+
+    drawn, cost = [], []
+    for kept, keys, share in shares(wanted, num, batch_size, seed, over, progress):
+        x, status, cost_each = program(params, keys, share, weights)
+        if np.any(np.asarray(status) == solvers.Status.NOT_FINITE):
+            raise UserError(f"{method.solver} met a velocity that is not finite: lower gamma, or train longer")
+        if np.any(np.asarray(status) != solvers.Status.DONE):
+            raise UserError(
+                f"{method.solver} did not reach tolerance {method.tolerance:g}: raise the tolerance or lower gamma"
+            )
+        drawn.append(np.asarray(x)[:kept])
+        cost.append(np.asarray(cost_each)[:kept])
+    x = np.concatenate(drawn)
+    if not np.isfinite(x).all():
+        raise UserError("the samples are not finite: lower gamma, take more steps, or train longer")
+    return Samples(to_image(x) if run.info.kind == "image" else x, np.concatenate(cost))
+
+
+@lru_cache(maxsize=32)
+def _program(
+    network: Network,
+    weak: Network | None,
+    told: bool,
+    path: str,
+    shape: tuple[int, ...],
+    method: Method,
+    mesh: jax.sharding.Mesh,
+):
+    """The jitted sampler. Each device integrates its own share, without a word to the others."""
+
+    def draw(params: PyTree, keys: PRNGKey, wanted: Wanted, weights: Array) -> tuple[Array, Array, Array]:
+        velocity, rules = guided(network, weak, told, path, method, params, wanted, weights)
+        x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        if method.solver in ADAPTIVE:
+            edges = [t for t in method.interval or () if 0 < t < 1]
+            ts = jnp.array([0.0, *edges, 1.0])
+            tolerance = method.tolerance
+            pair = solvers.PAIRS[str(method.solver)]
+            s = solvers.solve_adaptive(velocity, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
+            middle = (ts[:-1] + ts[1:]) / 2
+            n = len(rules.references)
+            cost = jnp.sum(s.evaluations * jnp.array([1, 1 + n, n])[jax.vmap(rules.terms)(middle)])
+            x, status = s.x, s.status
+        else:
+            own, noise_keys = paths.PATHS[path](), jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+            if method.sampler == "pc":
+                predictor = solvers.SOLVERS[str(method.solver)](own)
+                solver = tilted.predictor_corrector(own, noise_keys, method.corrections, predictor=predictor)
+            elif method.solver in STOCHASTIC:
+                solver = solvers.STOCHASTIC[method.solver](own, noise_keys, method.eta)
+            else:
+                solver = solvers.SOLVERS[str(method.solver)](own)
+            ts = nodes(method)
+            cost = guidance.network_evaluations(solver, rules, ts, method.reuse)
+            x, status = solvers.solve(solver, velocity, x, ts), jnp.int32(solvers.Status.DONE)
+        return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
+
+    each, same = PartitionSpec("data"), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            draw,
+            mesh=mesh,
+            in_specs=(same, each, each, same),
+            out_specs=each,
+            check_vma=False,
+        )
+    )

@@ -1,0 +1,176 @@
+"""Particles of the γ-powered law, drawn together by a Feynman-Kac corrector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from flowguide import paths, solvers, tilted
+from flowguide.condition import Condition
+from flowguide.data import to_image
+from flowguide.errors import UserError
+from flowguide.networks import Network
+from flowguide.sampling.draw import layout, shares
+from flowguide.sampling.method import Method, Wanted, ask, batch, check, nodes, settled
+from flowguide.sampling.run import Run
+from flowguide.typing import Array, Device, PRNGKey, PyTree
+
+DEFAULT = Method(sampler="fkc")
+
+
+class Laws(NamedTuple):
+    """Weighted samples of G laws, K of each; ``equally`` makes samples of them.
+
+    Attributes:
+      x: uint8 images or float32 points ``(G, K, *D)``.
+      log_weights: float32 ``(G, K)``, their exponentials sum to one over K.
+      ess: float32 ``(G, N)``, effective sample size after each step, before resampling there.
+      ancestors: int32 ``(G, K)``, which particle of the start each comes from.
+      log_z: float32 ``(G,)``, estimate of log ∫ p(x)^(1−γ)·p(x|c)^γ dx.
+      evaluations: network evaluations that each particle cost.
+    """
+
+    x: np.ndarray
+    log_weights: np.ndarray
+    ess: np.ndarray
+    ancestors: np.ndarray
+    log_z: np.ndarray
+    evaluations: int
+
+
+def sample_laws(
+    run: Run,
+    cond: str | Sequence[str] | Condition = "",
+    *,
+    num: int | None = None,
+    gamma: float | np.ndarray = 1.0,
+    negative: Sequence[str | Condition] = (),
+    gamma_negative: float = 1.0,
+    compose: Sequence[tuple[str | Condition, float]] = (),
+    method: Method = DEFAULT,
+    seed: int = 0,
+    batch_size: int = 64,
+    devices: Sequence[Device] | None = None,
+    progress: bool = False,
+) -> Laws:
+    """Draws ``method.particles`` weighted particles of each of ``num`` laws p(x)^(1−γ)·p(x|c)^γ.
+
+    A negative condition multiplies by (p(x|d)/p(x))^(−γ_n), or takes the place of p(x) if ``method.replace_null``; a
+    further one by (p(x|c_i)/p(x))^(γ·w_i). A law depends on (seed, its number) and its own conditions alone.
+
+    Args:
+      run: from ``load``.
+      cond: a prompt for all laws, one prompt each, or a Condition of ``num`` examples.
+      num: how many laws; by default one a prompt, or 1.
+      gamma: γ, for all or ``(num,)``.
+      negative: as in ``sample``, for each law.
+      gamma_negative: as in ``sample``.
+      compose: as in ``sample``.
+      method: of the sampler "fkc".
+      seed: of the noise.
+      batch_size: particles at a time, over all devices, though never less than one law a device.
+      devices: where to compute; by default all local ones. The particles of one law stay together on one.
+      progress: show a progress bar.
+
+    Raises:
+      UserError: for settings that cannot be, before anything is computed, and where particles are not finite.
+    """
+    method = settled(method)
+    if num is None:
+        num = 1 if isinstance(cond, str) else len(cond) if not isinstance(cond, Condition) else batch(cond)
+    if num < 1 or batch_size < 1 or method.particles < 2:
+        raise UserError(
+            "num and batch_size must be at least 1 and particles at least 2; got "
+            f"{num}, {batch_size} and {method.particles}"
+        )
+    wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative, compose)
+    _check(run, wanted, weights, method)
+    over = layout(devices)
+    program = _program(run.network, run.path, run.info.shape, method, over.mesh)
+    params, drawn = jax.device_put(run.params, over.whole), []
+    size = max(1, batch_size // method.particles)
+    for kept, keys, share in shares(wanted, num, size, seed, over, progress, method.particles):
+        particles = program(params, keys, share, weights)
+        if not all(bool(jnp.isfinite(a).all()) for a in (particles.x, particles.log_weights)):
+            raise UserError(
+                "particles or their weights are not finite: at this gamma there may be no such law (γ < 0, or a "
+                "negative condition narrower than the other); lower gamma, gather weights until t = 0.95 only, take "
+                "more steps, or train longer"
+            )
+        drawn.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], particles))
+    p = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
+    factors = 2 if method.replace_null else 2 + len(wanted.away) + len(wanted.others)
+    cost = factors * (len(nodes(method)) - 1)
+    x = to_image(p.x) if run.info.kind == "image" else p.x
+    return Laws(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
+
+
+def equally(laws: Laws, seed: int = 0) -> np.ndarray:
+    """Samples ``(G·K, *D)`` of equal weight, law after law, drawn from the particles by their weights."""
+    root = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)  # no law has this number
+    keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.arange(len(laws.x)))
+    count = laws.x.shape[1]
+    index = jnp.broadcast_to(jnp.arange(count), laws.log_weights.shape)
+    chosen = np.asarray(tilted.resample(keys, jnp.asarray(laws.log_weights), index))
+    return np.concatenate([x[i] for x, i in zip(laws.x, chosen, strict=True)])
+
+
+def _law(network: Network, method: Method, params: PyTree, wanted: Wanted, weights: Array) -> tilted.Product:
+    velocity, gamma = partial(network.velocity, params), jnp.asarray(wanted.gamma)
+    if method.replace_null:
+        return tilted.powered(velocity, wanted.c, gamma, against=wanted.away[0])
+    others = [(d, gamma * w) for d, w in zip(wanted.others, weights[1:], strict=True)]
+    others += [(d, -weights[0]) for d in wanted.away]
+    return tilted.composed(velocity, wanted.c, [(wanted.c, gamma), *others])
+
+
+@lru_cache(maxsize=32)
+def _program(network: Network, path: str, shape: tuple[int, ...], method: Method, mesh: jax.sharding.Mesh):
+    """The jitted sampler. Each device has laws of its own, with all their particles."""
+
+    def draw(params: PyTree, keys: PRNGKey, wanted: Wanted, weights: Array) -> tilted.Particles:
+        law, own = _law(network, method, params, wanted, weights), paths.PATHS[path]()
+        return tilted.feynman_kac(
+            law,
+            own,
+            keys,
+            nodes(method),
+            shape,
+            particles=method.particles,
+            solver=lambda keys: solvers.STOCHASTIC[str(method.solver)](own, keys, method.eta),
+            threshold=method.threshold,
+            clip=method.clip,
+            until=method.until,
+            passes=method.passes,
+        )
+
+    each, same = PartitionSpec("data"), PartitionSpec()
+    return jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(same, each, each, same), out_specs=each, check_vma=False))
+
+
+def _check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method) -> None:
+    if method.sampler != "fkc":
+        raise UserError(f"sample_laws is for the sampler 'fkc'; got {method.sampler!r}: call sample")
+    if run.gammas is not None or run.guided:
+        raise UserError("this network is a guided velocity already; weights need u(x, c) and u(x, ∅): give a plain one")
+    if not run.has_null and not method.replace_null:
+        raise UserError("this network was trained without null dropout, so it knows no p(x): train with drop_rate > 0")
+    plain = Method()
+    for name in ("guidance", "settings", "schedule", "interval", "rescale", "perturbation", "reuse"):
+        if getattr(method, name) != getattr(plain, name):
+            raise UserError(
+                f"sampler 'fkc' draws from one law, a product of powers: {name} = {getattr(method, name)!r} is none; "
+                "leave it out, or use the sampler 'flow'"
+            )
+    if not 0 <= method.threshold <= 1 or not 0 < method.until <= 1 or (method.clip is not None and not method.clip > 0):
+        raise UserError(
+            "expected 0 <= threshold <= 1, 0 < until <= 1 and clip > 0; got "
+            f"{method.threshold}, {method.until} and {method.clip}"
+        )
+    check(run, wanted, weights, method)

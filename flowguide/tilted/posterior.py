@@ -1,0 +1,36 @@
+"""log p(c|x_t)/p(c) from velocities, along any trajectory."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flowguide.guidance.posterior import log_ratio
+from flowguide.paths import Path
+from flowguide.typing import Array, Velocity
+
+
+def log_posterior_ratio(path: Path, ts: Array, xs: Array, one: Velocity, other: Velocity) -> Array:
+    """log p_t(x_t|c) − log p_t(x_t) = log p(c|x_t)/p(c) at every node of a trajectory, ``(N + 1, B)``.
+
+    Adds up the log-ratio of the transition densities of the memoryless processes under c and under ∅ for the steps that
+    were in fact taken, as the rules ``guidance.feedback`` and ``guidance.dynamic_negative`` do for one step after the
+    other. The trajectory may have any drift, guided or not, but must have their noise: D_t = κ, that is η = 1.
+
+    Args:
+      path: the path.
+      ts: nodes ``(N + 1,)`` from 0 up.
+      xs: states at them ``(N + 1, B, *D)``: ``solve(euler_maruyama(path, keys), ..., trajectory=True)``.
+      one: the velocity under c.
+      other: the velocity under ∅, or another condition.
+    """
+
+    def body(level: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
+        t, t_next, x, x_next = at
+        gained, _ = log_ratio(path, (t, x, one(t, x), other(t, x)), t_next, x_next)
+        level = level + gained.astype(level.dtype)
+        return level, level
+
+    start = jnp.zeros(xs.shape[1], xs.dtype)
+    _, levels = jax.lax.scan(body, start, (ts[:-1], ts[1:], xs[:-1], xs[1:]))
+    return jnp.concatenate([start[None], levels])

@@ -1,0 +1,126 @@
+"""The laws to be sampled: products of powers Π p_t(x|c_i)^{w_i} of laws whose velocities are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from flowguide import condition, paths
+from flowguide.condition import Condition
+from flowguide.guidance import Reference
+from flowguide.paths import Path
+from flowguide.solvers.solver import over
+from flowguide.typing import Array, CondVelocity
+
+
+class Product(NamedTuple):
+    """Π p(x|c_i)^{w_i}, up to its normalisation.
+
+    Attributes:
+      factors: velocity and condition of each law; the conditions are of one batch G.
+      weights: w_i of each, () or ``(G,)``, of any sign.
+      total: W = Σ w_i, () or ``(G,)``, positive. The float 1.0 where it is one by construction, which saves work.
+    """
+
+    factors: tuple[Reference, ...]
+    weights: tuple[Array | float, ...]
+    total: Array | float
+
+
+def powered(velocity: CondVelocity, c: Condition, gamma: Array | float, *, against: Condition | None = None) -> Product:
+    """p(x)^(1−γ)·p(x|c)^γ, what guidance is often said to sample.
+
+    Args:
+      velocity: one network that holds u(t, x, c) and u(t, x, ∅).
+      c: the condition, batch G.
+      gamma: γ, () or ``(G,)``; may be traced.
+      against: a condition d in the place of ∅: p(x|d)^(1−γ)·p(x|c)^γ.
+    """
+    base = condition.null(c) if against is None else against
+    return Product((Reference(velocity, base), Reference(velocity, c)), (1 - gamma, gamma), 1.0)
+
+
+def composed(velocity: CondVelocity, like: Condition, others: Sequence[tuple[Condition, Array | float]]) -> Product:
+    """p(x)·Π (p(x|c_i)/p(x))^{w_i}: AND for positive, NOT for negative weights (Du et al. 2023, arXiv 2302.11552).
+
+    Args:
+      velocity: one network for all.
+      like: any condition of the same fields, batch G; its null is ∅.
+      others: the conditions, batch G each, with their weights w_i, () or ``(G,)``.
+    """
+    rest = 1 - sum(w for _, w in others)
+    factors = Reference(velocity, condition.null(like)), *(Reference(velocity, c) for c, _ in others)
+    return Product(factors, (rest, *(w for _, w in others)), 1.0)
+
+
+def product(factors: Sequence[Reference], weights: Sequence[Array | float]) -> Product:
+    """Any product; for Σ w_i ≠ 1 the start is N(0, I/Σ w_i), and not the noise of the paths.
+
+    Raises:
+      ValueError: if there is not one weight a factor, or weights whose values are known do not sum to more than 0.
+    """
+    if len(factors) != len(weights) or not factors:
+        raise ValueError(f"a product has one weight a factor; got {len(factors)} factors and {len(weights)} weights")
+    total = sum(weights[1:], weights[0])
+    if not isinstance(total, Tracer) and not jnp.all(jnp.asarray(total) > 0):
+        raise ValueError(
+            f"the weights of a product must sum to more than 0, or it is no law at t = 0; got a sum of {total}: "
+            "raise one, or add p(x)"
+        )
+    return Product(tuple(factors), tuple(weights), total)
+
+
+def mix(p: Product, us: Sequence[Array]) -> Array:
+    """Σ w_i·u_i ``(B, *D)``: the velocity of guidance, from that of each factor; weights () or ``(B,)``."""
+    return sum((_by(w, u) for w, u in zip(p.weights, us, strict=True)), jnp.zeros_like(us[0])).astype(us[0].dtype)
+
+
+def weight_rate(path: Path, p: Product, t: Array, x: Array, us: Sequence[Array]) -> Array:
+    """d log W/dt ``(B,)`` along dx = [Σ w_i·u_i + D·S]dt + √(2D)dW, for any D, with S = Σ w_i·s_i.
+
+    The Feynman-Kac corrector (Skreta et al. 2025, arXiv 2503.02819, Proposition 3.1 for two scores) in velocities:
+    (Σ w_i·u_i)·S − Σ w_i·u_i·s_i, in which all divergences have cancelled. Written by differences δ_i = u_i − u_0,
+
+        (|Σ w_i·δ_i|² − Σ w_i|δ_i|²)/κ + (W − 1)·(u_0·S + s_0·Σ w_i·δ_i),      κ = σΔ/α,
+
+    its first term is γ(γ − 1)·|u_c − u_∅|²/κ for guidance; the second is that of W = Σ w_i ≠ 1. At t = 1, where 1/κ is
+    infinite and the velocities of exact laws coincide, it is 0. At least float32.
+
+    Args:
+      path: the path.
+      p: the product, its weights () or ``(B,)``.
+      t: time ().
+      x: the state ``(B, *D)``.
+      us: the velocity of each factor there.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x, base, *rest = (a.astype(dtype) for a in (x, *us))
+    t = jnp.asarray(t, dtype)
+    differences = [u - base for u in rest]
+    along = sum((_by(w, d) for w, d in zip(p.weights[1:], differences, strict=True)), jnp.zeros_like(base))
+    square = _dot(along, along) - sum(w * _dot(d, d) for w, d in zip(p.weights[1:], differences, strict=True))
+    kappa_alpha = path.sigma(t) * paths.wronskian(path, t)  # κ·α, which is 0 at t = 1 alone
+    inside = kappa_alpha > 0
+    rate = square * path.alpha(t) / jnp.where(inside, kappa_alpha, 1.0)
+    if not is_one(p.total):
+        s = paths.velocity_to_score(path, t, x, base)
+        change = along * over(path.alpha(t) / jnp.where(inside, kappa_alpha, 1.0), along)  # Σ w_i(s_i − s_0)
+        score = _by(p.total, s) + change
+        rate = rate + (p.total - 1) * (_dot(base, score) + _dot(s, along))
+    return jnp.where(inside, rate, 0.0)
+
+
+def is_one(total: Array | float) -> bool:
+    """Whether a sum of weights is 1 by construction, whatever they are."""
+    return isinstance(total, float) and total == 1.0
+
+
+def _by(weight: Array | float, x: Array) -> Array:
+    return over(jnp.asarray(weight, x.dtype), x) * x
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
