@@ -84,6 +84,9 @@ SAMPLER = flags.DEFINE_enum(
 )
 PARTICLES = flags.DEFINE_integer("particles", 64, "of each law, for --sampler=fkc: more collapse less", lower_bound=2)
 CORRECTIONS = flags.DEFINE_integer("corrections", 2, "after each step, for --sampler=pc", lower_bound=1)
+PROPOSAL = flags.DEFINE_float(
+    "proposal", None, "for --sampler=fkc: γ of the guided process that proposes, where it is not that of the law"
+)
 CLIP = flags.DEFINE_float(
     "clip", None, "for --sampler=fkc: keep what a step adds to the log-weights this close to its mean"
 )
@@ -91,7 +94,7 @@ UNTIL = flags.DEFINE_float("until", 1.0, "for --sampler=fkc: gather weights for 
 SOLVER_HELP = (
     f"how to integrate: {', '.join(sampling.ADAPTIVE)} choose their steps to meet --tolerance; "
     f"{', '.join(sorted(sampling.STOCHASTIC))} add noise on the way, see --eta; the others take --steps. By default "
-    f"{', '.join(f'{own} for {name}' for name, (_, own) in sampling.SAMPLERS.items())}"
+    f"{', '.join(f'{own.solver} for {name}' for name, own in sampling.SAMPLERS.items())}"
 )
 SOLVER = flags.DEFINE_enum("solver", None, list(sampling.SOLVER_NAMES), SOLVER_HELP)
 STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver; not used by adaptive ones", lower_bound=1)
@@ -103,7 +106,10 @@ GRID = flags.DEFINE_string(
 )
 TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "relative and absolute tolerance of adaptive solvers")
 ETA = flags.DEFINE_float(
-    "eta", 1.0, "strength of the noise of stochastic solvers: 0 none, 1 memoryless", lower_bound=0.0
+    "eta",
+    None,
+    "strength of the noise of stochastic solvers: 0 none, 1 memoryless; by default 1, and 2 for --sampler=fkc",
+    lower_bound=0.0,
 )
 PASSES = flags.DEFINE_enum(
     "passes",
@@ -139,6 +145,7 @@ def main() -> None:
         sampler=SAMPLER.value,
         particles=PARTICLES.value,
         corrections=CORRECTIONS.value,
+        proposal=PROPOSAL.value,
         clip=CLIP.value,
         until=UNTIL.value,
         guidance=name,

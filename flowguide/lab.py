@@ -23,12 +23,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from flowguide import analytic, guidance, paths, solvers, times
+from flowguide import analytic, guidance, paths, solvers, tilted, times
 from flowguide.cli import run_script
 from flowguide.condition import Condition, given
 from flowguide.errors import UserError
 from flowguide.guidance.methods import Asked, build
-from flowguide.typing import Array, CondVelocity
+from flowguide.typing import Array, CondVelocity, PRNGKey
 
 GAMMA = flags.DEFINE_list("gamma", ["2", "3", "5"], "guidance scales")
 NUM = flags.DEFINE_integer("num", 20_000, "samples of each method", lower_bound=100)
@@ -82,7 +82,7 @@ def normal(mean: float, variance: float, x: np.ndarray) -> np.ndarray:
     return np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
 
 
-def tilted(law: Law, gamma: float) -> np.ndarray:
+def powered(law: Law, gamma: float) -> np.ndarray:
     """p(x)^(1−γ)·p(x|c)^γ on ``AXIS``, normalised by quadrature."""
     log_p = (1 - gamma) * np.log(law.marginal(AXIS)) + gamma * np.log(law.conditional(AXIS))
     p = np.exp(log_p - log_p.max())
@@ -100,6 +100,8 @@ class Contender(NamedTuple):
     schedule: str = "constant"
     away: str = ""  # "weighed" or "replaces"
     solver: str = "ab3"
+    corrections: int = 0
+    particles: bool = False
 
 
 CONTENDERS = (
@@ -120,11 +122,18 @@ CONTENDERS = (
     Contender("negative, γ_n = 1", away="weighed"),
     Contender("contrastive, γ_n = 1", "contrastive", away="weighed"),
     Contender("DNG, λ = 1", "dng", (("prior", 0.3), ("tau", 1.0)), away="weighed"),
+    Contender("PC, M = 2", corrections=2),
+    Contender("PC, M = 8", corrections=8),
+    Contender("CFG, ODE, weighed", particles=True, solver="heun"),
+    Contender("FKC, η = 1", particles=True, eta=1.0),
+    Contender("FKC, η = 2", particles=True, eta=2.0),
 )
 
 
 def draw(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> np.ndarray:
     """Samples ``(num,)``."""
+    if contender.particles:
+        return _particles(law, contender, gamma, num, steps)
     c, ts = given(jnp.zeros(num, int)), times.grid(steps)
     scale = guidance.SCHEDULES[contender.schedule](gamma / 5 if contender.method == "cfg_pp" else gamma)
     if contender.interval is not None:
@@ -137,8 +146,34 @@ def draw(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> 
     solver = solvers.SOLVERS[contender.solver](PATH)
     if contender.eta:
         solver = solvers.euler_maruyama(PATH, keys, solvers.memoryless(contender.eta))
+    if contender.corrections:
+        solver = tilted.predictor_corrector(PATH, keys, contender.corrections)
     x0 = jax.random.normal(jax.random.key(0), (num, 1))
     return np.asarray(jax.jit(lambda x: solvers.solve(solver, guided, x, ts))(x0))[:, 0]
+
+
+def _particles(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> np.ndarray:
+    """Samples ``(num,)``, resampled from so many weighted particles; those of the flow are weighed once, at the end."""
+    p, key = tilted.powered(law.velocity, given(jnp.zeros(1, int)), gamma), jax.random.key(0)[None]
+    solver = None if contender.eta else lambda keys: solvers.SOLVERS[contender.solver](PATH)
+    threshold = 0.5 if contender.eta else 0.0
+
+    @jax.jit
+    def run(key: PRNGKey) -> Array:
+        r = tilted.feynman_kac(
+            p,
+            PATH,
+            key,
+            times.grid(steps),
+            (1,),
+            particles=num,
+            eta=contender.eta,
+            solver=solver,
+            threshold=threshold,
+        )
+        return tilted.resample(jax.random.key(1)[None], r.log_weights, r.x)
+
+    return np.asarray(run(key))[0, :, 0]
 
 
 def inverse(density: np.ndarray, num: int) -> np.ndarray:
@@ -163,7 +198,7 @@ def table(law: Law, gamma: float, rows: dict[str, np.ndarray], exact: dict[str, 
     shown.add_column("method", no_wrap=True)
     for column in ("mean", "variance", "W1 to p(x|c)", "TV", "W1 to the tilted law", "TV"):
         shown.add_column(column, justify="right")
-    targets = law.conditional(AXIS), tilted(law, gamma)
+    targets = law.conditional(AXIS), powered(law, gamma)
     for name, (mean, variance) in exact.items():
         shown.add_row(f"[bold]{name}[/]", f"{mean:.3f}", f"{variance:.3f}", *[""] * 4)
     for name, samples in rows.items():
@@ -175,7 +210,7 @@ def table(law: Law, gamma: float, rows: dict[str, np.ndarray], exact: dict[str, 
 def closed_forms(law: Law, gamma: float) -> dict[str, tuple[float, float]]:
     """Means and variances that are known: of the laws, and of CFG on Gaussians."""
     found = {}
-    for name, p in (("p(x|c)", law.conditional(AXIS)), ("tilted law", tilted(law, gamma))):
+    for name, p in (("p(x|c)", law.conditional(AXIS)), ("tilted law", powered(law, gamma))):
         p = p / np.trapezoid(p, AXIS)
         mean = np.trapezoid(p * AXIS, AXIS)
         found[f"exact: {name}"] = (mean, np.trapezoid(p * (AXIS - mean) ** 2, AXIS))
@@ -190,20 +225,20 @@ def plot(cells: dict[tuple[str, float], dict[str, np.ndarray]], laws: list[Law],
     """Densities of the laws as areas and lines, and of what some methods sample."""
     figure = Figure(figsize=(4 * len(gammas) + 2, 6.5), layout="constrained")
     axes = figure.subplots(len(laws), len(gammas), squeeze=False)
-    drawn = ("CFG, ODE", "CFG, SDE η = 1", "CFG, 0.2 ≤ t ≤ 0.8", "MAMBO-G, α = 1", "negative replaces ∅")
+    drawn = ("CFG, ODE", "CFG, SDE η = 1", "CFG, 0.2 ≤ t ≤ 0.8", "MAMBO-G, α = 1", "FKC, η = 2")
     for row, law in enumerate(laws):
         for column, gamma in enumerate(gammas):
             ax = axes[row, column]
             ax.fill_between(AXIS, law.conditional(AXIS), color="0.85", label="p(x|c)")
             ax.plot(AXIS, law.marginal(AXIS), color="0.6", ls=":", label="p(x)")
-            ax.plot(AXIS, tilted(law, gamma), color="k", lw=2, label="p(x)^(1−γ)·p(x|c)^γ")
+            ax.plot(AXIS, powered(law, gamma), color="k", lw=2, label="p(x)^(1−γ)·p(x|c)^γ")
             for i, name in enumerate(drawn):
                 if name not in cells[law.name, gamma]:
                     continue
                 heights = np.histogram(cells[law.name, gamma][name], BINS, density=True)[0]
                 ax.plot((BINS[1:] + BINS[:-1]) / 2, heights, color=f"C{i}", lw=1.2, label=name)
             ax.set_xlim(-3, 6 if law.name == "Gaussian" else 3.5)
-            ax.set_ylim(0, 2 * tilted(law, gamma).max() if law.name != "Gaussian" else None)
+            ax.set_ylim(0, 2 * powered(law, gamma).max() if law.name != "Gaussian" else None)
             ax.set_title(f"{law.name}, γ = {gamma:g}", fontsize=10)
             ax.set_yticks([])
     figure.legend(*axes[-1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
@@ -219,11 +254,14 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # a file has no width of its own
+    low, _ = analytic.existence(2.0, 1.0)
+    if min(gammas) <= low:
+        raise UserError(f"the powered law of the Gaussian exists for γ > {low:g}; got --gamma={min(gammas):g}")
     laws, cells = [gaussian(), two_modes()], {}
     for law in laws:
         for gamma in gammas:
             with console.status(f"{law.name}, γ = {gamma:g}"):
-                rows = {"exact draws of the tilted law": inverse(tilted(law, gamma), NUM.value)}
+                rows = {"exact draws of the tilted law": inverse(powered(law, gamma), NUM.value)}
                 for contender in CONTENDERS:
                     if contender.away and law.labels < 2:
                         continue

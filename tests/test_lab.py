@@ -40,6 +40,10 @@ def test_table_and_figure(printed):
         np.testing.assert_allclose(law[same][:2], law[other], atol=0.06)
     modes = rows(text, "two modes, γ = 3")
     assert modes["exact draws of the tilted law"][4] < 0.05 < modes["CFG, ODE"][4]
+    assert modes["FKC, η = 2"][4] < 0.3 * modes["CFG, ODE"][4]
+    assert modes["PC, M = 8"][4] < modes["PC, M = 2"][4] < modes["CFG, ODE"][4]
+    exact = analytic.tilted_moments(3.0, 0.0, 2.0, 1.5, 1.0)
+    np.testing.assert_allclose(law["FKC, η = 2"][:2], [exact[0][0], exact[1][0, 0]], atol=0.12)
 
 
 def test_distances_to_a_density():
@@ -54,7 +58,7 @@ def test_distances_to_a_density():
 
 
 def test_tilted_law_of_gaussians_is_the_closed_form():
-    p = lab.tilted(lab.gaussian(), 3.0)
+    p = lab.powered(lab.gaussian(), 3.0)
     mean = np.trapezoid(p * lab.AXIS, lab.AXIS)
     variance = np.trapezoid(p * (lab.AXIS - mean) ** 2, lab.AXIS)
     exact = analytic.tilted_moments(3.0, 0.0, 2.0, 1.5, 1.0)

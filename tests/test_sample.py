@@ -150,8 +150,84 @@ def test_a_grid_of_ones_own_and_a_fitted_one():
     methods = method, method._replace(grid=grid)
     error = [np.abs(draw(method=m, gamma=3.0, negative=away).x - exact).mean() for m in methods]
     assert error[1] < 0.7 * error[0]
-    with pytest.raises(UserError, match=r"a grid is fitted to ab2, .*; got the solver renoise"):
+    with pytest.raises(UserError, match=r"a grid is fitted to ab2, .*; got renoise"):
         sampling.fit_grid(RUN, ["hat=red"], method=sampling.Method("renoise"))
+
+
+PC = sampling.Method(steps=6, sampler="pc", corrections=2)
+FKC = sampling.Method(steps=8, sampler="fkc", particles=6, threshold=0.9)
+
+
+def laws(**options):
+    options = {"num": 5, "gamma": 2.5, "method": FKC, **options}
+    return sampling.sample_laws(RUN, options.pop("cond", "hat=red"), **options)
+
+
+def test_corrections_are_counted_and_drawn_alike_in_any_batch():
+    whole, parts = draw(method=PC), draw(method=PC, batch_size=3, devices=jax.devices()[:2])
+    np.testing.assert_allclose(whole.x, parts.x, rtol=2e-5, atol=2e-6)
+    assert (whole.evaluations == 2 * (1 + 5 * 3)).all()  # none before the first step
+    assert np.abs(whole.x - draw().x).max() > 0.1
+
+
+@pytest.mark.parametrize("options", [{}, {"negative": ["beard=yes"]}, {"compose": [("beard=yes", -0.4)]}], ids=str)
+def test_a_law_depends_on_its_seed_and_number_alone(options):
+    whole = laws(devices=jax.devices()[:1], batch_size=64, **options)
+    other = laws(num=7, devices=jax.devices()[:2], batch_size=13, **options)
+    assert whole.x.shape == (5, 6, *SHAPE)
+    assert whole.ess.shape == (5, 8)
+    for a, b in zip(whole[:5], other[:5], strict=True):
+        np.testing.assert_allclose(a, b[:5], rtol=1e-4, atol=1e-4)
+    assert whole.evaluations == 8 * (3 if options else 2)
+    np.testing.assert_allclose(np.exp(whole.log_weights).sum(1), 1, rtol=1e-5)
+    assert np.abs(whole.log_z).max() > 1e-3
+    samples = sampling.equally(whole)
+    assert samples.shape == (30, *SHAPE)
+    assert all(any((s == x).all() for x in whole.x[i // 6]) for i, s in enumerate(samples))
+
+
+def test_a_law_in_the_place_of_null_and_a_proposal():
+    """p(x|d)^(1−γ)·p(x|c)^γ with d = c is p(x|c): no weights. At γ' = γ another proposal is the usual one."""
+    method = FKC._replace(replace_null=True)
+    same = laws(cond="hat=red", negative=["hat=red"], method=method)
+    np.testing.assert_allclose(same.log_weights, -np.log(6), rtol=1e-5)
+    one, other = (laws(method=FKC._replace(eta=1.0, proposal=p)) for p in (None, 2.5))
+    np.testing.assert_allclose(one.x, other.x, atol=1e-4)
+    np.testing.assert_allclose(one.log_z, other.log_z, atol=1e-4)
+    assert np.abs(laws(method=FKC._replace(proposal=1.0)).x - one.x).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": sampling.Method()}, "call sample"),
+        ({"method": FKC._replace(solver="heun")}, "sampler 'fkc' has no solver 'heun': there are euler_maruyama"),
+        ({"method": FKC._replace(guidance="apg")}, "guidance = 'apg' is none"),
+        ({"method": FKC._replace(interval=(0.2, 0.8))}, "interval = .* is none"),
+        ({"method": FKC._replace(particles=1)}, "particles at least 2"),
+        ({"method": FKC._replace(until=0.0)}, "0 < until <= 1"),
+        ({"method": FKC._replace(clip=-1.0)}, "clip > 0"),
+        ({"method": FKC._replace(proposal=1.0, eta=2.0)}, "memoryless noise, eta = 1; got 2"),
+        ({"cond": ["hat=red"], "num": 2}, "1 conditions for 2 samples"),
+        ({"gamma": 3e38}, "not finite"),
+    ],
+)
+def test_laws_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        laws(**options)
+
+
+def test_laws_need_a_plain_network():
+    for other, message in (
+        (RUN._replace(has_null=False), "knows no p"),
+        (RUN._replace(guided=True), "guided velocity already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sampling.sample_laws(other, "hat=red", method=FKC)
+    with pytest.raises(UserError, match="call sample_laws"):
+        draw(method=FKC)
+    with pytest.raises(UserError, match="unknown sampler 'smc': there are flow, pc, fkc"):
+        draw(method=sampling.Method(sampler="smc"))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +321,20 @@ def test_command_line_end_to_end(digits, tmp_path):
     assert np.abs(run_in_python.x[..., 0].astype(int) - third).max() <= 1
 
 
+def test_laws_from_the_command_line(digits, tmp_path):
+    flags = ["--sampler=fkc", "--particles=4", "--num=6", "--steps=4", "--gamma=1,3", "--cond=3", "--save=npz"]
+    done = run("sample.py", f"--workdir={digits}", *flags, f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "samples.npz")["x"].shape == (12, 8, 8, 1)
+    assert np.asarray(Image.open(tmp_path / "ess.png")).std() > 5
+    record = json.loads((tmp_path / "samples.json").read_text())
+    assert [cell["network_evaluations"] for cell in record["cells"]] == [8, 8]
+    plain, guided = record["cells"]
+    np.testing.assert_allclose(plain["log_z"], [0, 0], atol=1e-4)  # at γ = 1 nothing is to be weighed
+    np.testing.assert_allclose(plain["ess_at_the_end"], [4, 4], rtol=1e-4)
+    assert all(1 <= n <= 4 for n in guided["ancestors"])
+
+
 def test_truncated_checkpoint_and_missing_files_are_named(digits, tmp_path):
     broken = tmp_path / "run"
     shutil.copytree(digits, broken)
@@ -272,6 +362,7 @@ def test_truncated_checkpoint_and_missing_files_are_named(digits, tmp_path):
         (["--workdir=RUN", "--perturb=drop=1"], "--perturb takes skip, attention, blur, layers; got 'drop'"),
         (["--workdir=RUN", "--guidance=apg:r=1"], "guidance 'apg' has no setting 'r': it takes parallel"),
         (["--workdir=RUN", "--grid=0,1,0.5"], "the nodes of a grid increase from 0 to 1"),
+        (["--workdir=RUN", "--sampler=fkc", "--interval=0.2,0.8"], "interval = (0.2, 0.8) is none"),
         (["--workdir=RUN", "--step=99"], "no checkpoint of step 99"),
     ],
     ids=str,

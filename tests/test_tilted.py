@@ -58,7 +58,7 @@ def test_gaussian_moments(eta):
 @pytest.mark.parametrize("gamma", [2.0, 3.0, 5.0])
 def test_two_modes_come_ten_times_closer_than_guidance(gamma):
     law = LAWS["two modes"]
-    exact = lab.tilted(law, gamma)
+    exact = lab.powered(law, gamma)
     r = powered(law.velocity, gamma, jax.random.split(KEY, 1), 20_000, 100)
     distance, _ = lab.distances(drawn(r).reshape(-1), exact)
     guided, _ = lab.distances(lab.draw(law, lab.Contender("CFG", solver="ab3"), gamma, 20_000, 100), exact)
@@ -389,6 +389,19 @@ def test_half_precision_and_both_ways_of_evaluating(solver, passes):
     np.testing.assert_allclose(half.log_z, full.log_z, atol=0.25)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_another_proposal_draws_the_same_law(scale):
+    """γ = 3 of the law, proposed by the conditional process or by that of γ' = 2."""
+    law, keys = LAWS["two modes"], jax.random.split(KEY, 16)
+    p = tilted.powered(law.velocity, labels(*[0] * 16), 3.0)
+    draw = partial(tilted.feynman_kac, p, LINEAR, ts=times.grid(400), shape=(1,), particles=1000)
+    r = jax.jit(lambda keys: draw(keys, proposal=(1 - scale, scale)))(keys)
+    distance, _ = lab.distances(drawn(r).reshape(-1), lab.powered(law, 3.0))
+    assert distance < 0.025  # that of guidance is 0.16
+    ratio = np.exp(np.asarray(r.log_z) - log_normalisation(law, 3.0))
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 4 + 0.02
+
+
 def test_clip_and_until():
     velocity, keys = LAWS["two modes"].velocity, jax.random.split(KEY, 2)
     plain = powered(velocity, 4.0, keys, 100, 20, (("threshold", 0.0),))
@@ -405,6 +418,7 @@ def test_clip_and_until():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"proposal": (1.0,)}, "a weight for each factor"),
         ({"particles": 0}, "particles >= 1"),
         ({"threshold": 1.5}, "threshold <= 1"),
         ({"passes": "both"}, "passes must be"),

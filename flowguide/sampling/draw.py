@@ -182,7 +182,7 @@ def _program(
                 predictor = solvers.SOLVERS[str(method.solver)](own)
                 solver = tilted.predictor_corrector(own, noise_keys, method.corrections, predictor=predictor)
             elif method.solver in STOCHASTIC:
-                solver = solvers.STOCHASTIC[method.solver](own, noise_keys, method.eta)
+                solver = solvers.STOCHASTIC[method.solver](own, noise_keys, float(method.eta or 0.0))
             else:
                 solver = solvers.SOLVERS[str(method.solver)](own)
             ts = nodes(method)

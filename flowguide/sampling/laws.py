@@ -125,9 +125,16 @@ def _law(network: Network, method: Method, params: PyTree, wanted: Wanted, weigh
     velocity, gamma = partial(network.velocity, params), jnp.asarray(wanted.gamma)
     if method.replace_null:
         return tilted.powered(velocity, wanted.c, gamma, against=wanted.away[0])
-    others = [(d, gamma * w) for d, w in zip(wanted.others, weights[1:], strict=True)]
-    others += [(d, -weights[0]) for d in wanted.away]
-    return tilted.composed(velocity, wanted.c, [(wanted.c, gamma), *others])
+    _, *others = _weights(method, gamma, wanted, weights)
+    return tilted.composed(velocity, wanted.c, list(zip((wanted.c, *wanted.others, *wanted.away), others, strict=True)))
+
+
+def _weights(method: Method, gamma: Array, wanted: Wanted, weights: Array) -> tuple[Array, ...]:
+    """Of ∅, the condition, the further and the negative ones; or of the negative and the condition."""
+    if method.replace_null:
+        return 1 - gamma, gamma
+    others = gamma, *(gamma * w for w in weights[1:]), *[-weights[0]] * len(wanted.away)
+    return 1 - sum(others, jnp.zeros(())), *others
 
 
 @lru_cache(maxsize=32)
@@ -135,7 +142,9 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
     """The jitted sampler. Each device has laws of its own, with all their particles."""
 
     def draw(params: PyTree, keys: PRNGKey, wanted: Wanted, weights: Array) -> tilted.Particles:
-        law, own = _law(network, method, params, wanted, weights), paths.PATHS[path]()
+        law, own, proposal = _law(network, method, params, wanted, weights), paths.PATHS[path](), None
+        if method.proposal is not None:
+            proposal = _weights(method, jnp.float32(method.proposal), wanted, weights)
         return tilted.feynman_kac(
             law,
             own,
@@ -143,7 +152,8 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
             nodes(method),
             shape,
             particles=method.particles,
-            solver=lambda keys: solvers.STOCHASTIC[str(method.solver)](own, keys, method.eta),
+            solver=lambda keys: solvers.STOCHASTIC[str(method.solver)](own, keys, float(method.eta or 0.0)),
+            proposal=proposal,
             threshold=method.threshold,
             clip=method.clip,
             until=method.until,
@@ -168,6 +178,8 @@ def _check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method) -> Non
                 f"sampler 'fkc' draws from one law, a product of powers: {name} = {getattr(method, name)!r} is none; "
                 "leave it out, or use the sampler 'flow'"
             )
+    if method.proposal is not None and method.eta != 1:
+        raise UserError(f"a proposal of its own needs memoryless noise, eta = 1; got {method.eta}")
     if not 0 <= method.threshold <= 1 or not 0 < method.until <= 1 or (method.clip is not None and not method.clip > 0):
         raise UserError(
             "expected 0 <= threshold <= 1, 0 < until <= 1 and clip > 0; got "

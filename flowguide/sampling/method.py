@@ -23,11 +23,19 @@ ADAPTIVE = tuple(sorted(solvers.PAIRS))
 STOCHASTIC = tuple(sorted(solvers.STOCHASTIC))
 SOLVER_NAMES = (*sorted(solvers.SOLVERS), *STOCHASTIC, *ADAPTIVE)
 
-# What is sampled, the solvers that it takes, and the one it takes unless told.
-SAMPLERS: dict[str, tuple[tuple[str, ...], str]] = {
-    "flow": (SOLVER_NAMES, "heun"),
-    "pc": (("ddim", "euler", "heun", "midpoint", "ralston", "rk4"), "ddim"),
-    "fkc": (STOCHASTIC, "renoise_2m"),
+
+class Sampler(NamedTuple):
+    """The solvers that a sampler takes, and what it takes unless told."""
+
+    solvers: tuple[str, ...]
+    solver: str
+    eta: float
+
+
+SAMPLERS = {
+    "flow": Sampler(SOLVER_NAMES, "heun", 1.0),
+    "pc": Sampler(("ddim", "euler", "heun", "midpoint", "ralston", "rk4"), "ddim", 1.0),
+    "fkc": Sampler(STOCHASTIC, "renoise_2m", 2.0),
 }
 
 
@@ -48,13 +56,15 @@ class Method(NamedTuple):
       perturbation: of the network that guidance "perturbed" goes away from.
       reuse: steps for which the references' differences are kept, see ``guidance.guide``.
       tolerance: relative and absolute, of adaptive solvers.
-      eta: strength η of the noise of stochastic solvers: 0 none, 1 memoryless.
+      eta: strength η of the noise of stochastic solvers: 0 none, 1 memoryless. None takes the sampler's own, 1, or 2
+        for "fkc".
       passes: "together" or "apart", see ``guidance.guide``.
       sampler: "flow", the guided flow or SDE itself; "pc", with Langevin steps between
         (``tilted.predictor_corrector``); or "fkc", weighted particles of the γ-powered law
         (``tilted.feynman_kac``), for ``sample_laws``.
       corrections: of the sampler "pc", a step.
       particles: K of the sampler "fkc".
+      proposal: γ of the guided process that proposes; None for that of the law.
       threshold: share of K below which it resamples.
       clip: see ``tilted.feynman_kac``.
       until: see ``tilted.feynman_kac``.
@@ -72,11 +82,12 @@ class Method(NamedTuple):
     perturbation: Perturbation = Perturbation()
     reuse: int = 1
     tolerance: float = 1e-4
-    eta: float = 1.0
+    eta: float | None = None
     passes: guidance.Passes = "together"
     sampler: str = "flow"
     corrections: int = 1
     particles: int = 64
+    proposal: float | None = None
     threshold: float = 0.5
     clip: float | None = None
     until: float = 1.0
@@ -95,14 +106,18 @@ class Wanted(NamedTuple):
 
 
 def settled(method: Method) -> Method:
-    """The method with its solver said.
+    """The method with its solver and η said.
 
     Raises:
       UserError: for a sampler that there is not.
     """
     if method.sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {method.sampler!r}: there are {', '.join(SAMPLERS)}")
-    return method if method.solver is not None else method._replace(solver=SAMPLERS[method.sampler][1])
+    own = SAMPLERS[method.sampler]
+    eta = own.eta if method.proposal is None else 1.0  # another proposal is weighed by its own, memoryless noise
+    return method._replace(
+        solver=own.solver if method.solver is None else method.solver, eta=eta if method.eta is None else method.eta
+    )
 
 
 def ask(
@@ -191,10 +206,10 @@ def batch(c: Condition) -> int:
 def check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method, weak: Run | None = None) -> None:
     """Raises ``UserError`` for what cannot be, before anything is computed."""
     gamma, away = wanted.gamma, wanted.away
-    if method.solver not in SAMPLERS[method.sampler][0]:
+    if method.solver not in SAMPLERS[method.sampler].solvers:
         raise UserError(
             f"sampler {method.sampler!r} has no solver {method.solver!r}: there are "
-            f"{', '.join(SAMPLERS[method.sampler][0])}"
+            f"{', '.join(SAMPLERS[method.sampler].solvers)}"
         )
     if isinstance(method.grid, str) and method.grid not in times.WARPS:
         raise UserError(f"unknown grid {method.grid!r}: there are {', '.join(sorted(times.WARPS))}, or give its nodes")
@@ -213,7 +228,7 @@ def check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method, weak: R
         raise UserError(f"unknown schedule {method.schedule!r}: there are {', '.join(sorted(guidance.SCHEDULES))}")
     if not 0 <= method.rescale <= 1:
         raise UserError(f"rescale mixes between 0 and 1; got {method.rescale}")
-    if not 0 <= method.eta < np.inf:
+    if method.eta is None or not 0 <= method.eta < np.inf:
         raise UserError(f"eta, the strength of the noise, must be 0 or more; got {method.eta}")
     if method.tolerance <= 0:
         raise UserError(f"the tolerance must be positive; got {method.tolerance}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from flowguide.guidance import Passes, Reference, evaluate
 from flowguide.guidance.guide import check_passes
+from flowguide.guidance.posterior import log_ratio
 from flowguide.paths import Path
 from flowguide.solvers import Solver, euler_maruyama, memoryless, renoise_2m
 from flowguide.solvers.solver import check_nodes, checked, over
@@ -47,8 +48,9 @@ def feynman_kac(
     shape: tuple[int, ...],
     *,
     particles: int,
-    eta: float | Array = 1.0,
+    eta: float | Array | None = None,
     solver: Callable[[PRNGKey], Solver] | None = None,
+    proposal: Sequence[Array | float] | None = None,
     threshold: float = 0.5,
     clip: float | None = None,
     until: float = 1.0,
@@ -73,9 +75,15 @@ def feynman_kac(
       ts: nodes ``(N + 1,)`` from 0 to 1.
       shape: of one sample.
       particles: K.
-      eta: of the proposal, D_t = ηκ; 1 is memoryless.
+      eta: of the proposal, D_t = ηκ. 2 by default: on Gaussians, as γ grows, the guided process is narrower than the
+        law by η/(1 + η), and where that is 1/2 or less weights have no variance. 1 with a ``proposal`` of its own.
       solver: the proposal, made of keys ``(G·K,)``, one a particle. By default ``renoise_2m``, of weak order 2, as the
         trapezoidal rule is; ``euler_maruyama`` if Σ w_i is not 1, the only one that then serves.
+      proposal: weights v_i of the guided process that proposes, where they are not the w_i of the law: (0, 1) for
+        (∅, c) proposes by the conditional process, whatever γ. Each of their sums must be 1, and the noise memoryless.
+        log W then gathers the rate for v, and Σ (w_i − v_i)·log N(x'; μ_i, σ²) of the steps taken, which adds up to
+        Σ (w_i − v_i)·log p(x|c_i): see ``log_posterior_ratio``. Noise of its own is the price, and worth it where the
+        guided process goes far from the law, as in high dimensions.
       threshold: share of K below which the effective size triggers resampling; 0 never, 1 always.
       clip: keeps what a step adds to log W this close to the mean over the particles of its law, against the errors of
         networks and at the price of a bias; None does not.
@@ -91,6 +99,12 @@ def feynman_kac(
     check_passes(passes)
     if particles < 1 or not 0 <= threshold <= 1:
         raise ValueError(f"expected particles >= 1 and 0 <= threshold <= 1; got {particles} and {threshold}")
+    if proposal is not None and not (is_one(p.total) and len(proposal) == len(p.weights)):
+        raise ValueError(
+            "a proposal has a weight for each factor of a product whose weights sum to 1; got "
+            f"{len(proposal)} for {len(p.weights)} that sum to {p.total}"
+        )
+    eta = (2.0 if proposal is None else 1.0) if eta is None else eta
     groups, count, steps = keys.shape[0], particles, ts.shape[0] - 1
     start_keys, noise_keys, coins = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(keys)
 
@@ -104,18 +118,19 @@ def feynman_kac(
 
     own = Product(
         tuple(Reference(f.velocity, jax.tree.map(spread, f.condition)) for f in p.factors),
-        tuple(spread(w) for w in p.weights),
+        tuple(spread(w) for w in (p.weights if proposal is None else proposal)),
         spread(p.total),
     )
+    beyond = [spread(w) - v for w, v in zip(p.weights, own.weights, strict=True)][1:] if proposal is not None else []
     if solver is not None:
-        proposal = solver(each(noise_keys))
+        moves = solver(each(noise_keys))
     elif is_one(own.total):
-        proposal = renoise_2m(path, each(noise_keys), eta)
+        moves = renoise_2m(path, each(noise_keys), eta)
     else:
-        proposal = euler_maruyama(path, each(noise_keys), memoryless(eta), own.total)
+        moves = euler_maruyama(path, each(noise_keys), memoryless(eta), own.total)
     x = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(each(start_keys))
     x = x / over(jnp.sqrt(jnp.asarray(own.total, dtype)), x)
-    memory = proposal.init(x)
+    memory = moves.init(x)
 
     def grouped(a: Array) -> Array:
         return a.reshape(groups, count)
@@ -153,9 +168,12 @@ def feynman_kac(
         def velocity(t: Array, x: Array) -> Array:
             return known.pop() if known else mix(own, evaluate(own.factors, t, x, passes))
 
-        x, memory = proposal.step(checked(velocity, x), memory, x, t, t_next)
+        new, memory = moves.step(checked(velocity, x), memory, x, t, t_next)
+        for w, u in zip(beyond, us[1:], strict=False):
+            ratio, _ = log_ratio(path, (t, x, u, us[0]), t_next, new)
+            log_w = log_w + jnp.where(t_next <= until, grouped(jnp.asarray(w * ratio, log_w.dtype)), 0.0)
         dt = (t_next - t).astype(dt.dtype)
-        return (x, memory, log_w, log_z, new_rate, dt, grouped(ancestors)), (ess, low)
+        return (new, memory, log_w, log_z, new_rate, dt, grouped(ancestors)), (ess, low)
 
     size = math.prod(shape)
     wide = jnp.promote_types(x.dtype, jnp.float32)
