@@ -23,7 +23,7 @@ demo: $(VENV)/ready
 	@echo "  $(RUN)/previews/                       the model while it was trained"
 
 test: $(VENV)/ready
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

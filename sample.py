@@ -27,6 +27,9 @@ from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
 from flowguide.pictures import save_figure, save_gaps, save_png, save_sizes
 
+# From here on the weights of trained networks of images are errors, not evidence: benchmarks/tilted_images.py.
+UNTIL_IMAGES = 0.7
+
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
 STEP = flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest")
 COND = flags.DEFINE_multi_string(
@@ -90,7 +93,12 @@ PROPOSAL = flags.DEFINE_float(
 CLIP = flags.DEFINE_float(
     "clip", None, "for --sampler=fkc: keep what a step adds to the log-weights this close to its mean"
 )
-UNTIL = flags.DEFINE_float("until", 1.0, "for --sampler=fkc: gather weights for t up to this, and none after")
+UNTIL = flags.DEFINE_float(
+    "until",
+    None,
+    "for --sampler=fkc: gather weights for t up to this, and none after, where they divide the network's errors by "
+    f"1 − t; by default {UNTIL_IMAGES:g} for images and 1 for points",
+)
 SOLVER_HELP = (
     f"how to integrate: {', '.join(sampling.ADAPTIVE)} choose their steps to meet --tolerance; "
     f"{', '.join(sorted(sampling.STOCHASTIC))} add noise on the way, see --eta; the others take --steps. By default "
@@ -147,7 +155,6 @@ def main() -> None:
         corrections=CORRECTIONS.value,
         proposal=PROPOSAL.value,
         clip=CLIP.value,
-        until=UNTIL.value,
         guidance=name,
         settings=settings,
         schedule=SCHEDULE.value,
@@ -169,6 +176,7 @@ def main() -> None:
         raise UserError("--compose says all conditions itself: leave out --cond, or --compose")
     conds = [composed[0][0]] if composed else COND.value
     run = sampling.load(WORKDIR.value, STEP.value)
+    method = method._replace(until=_until(run))
     weak = sampling.load(WEAK.value or WORKDIR.value, WEAK_STEP.value) if WEAK.value or WEAK_STEP.value else None
     if method.grid == FITTED and (composed or weak):
         raise UserError("--grid=fitted serves one network and plain conditions: leave out --compose and --weak")
@@ -176,6 +184,12 @@ def main() -> None:
         raise UserError("sampler 'fkc' draws from powers of one network's laws: leave out --weak")
     for prompt in (*conds, *NEGATIVE.value, *(prompt for prompt, _ in composed)):
         prompts.parse(prompt, run.info.fields)
+    if method.sampler == "fkc" and (min(gammas) < 0 or NEGATIVE.value or any(w < 0 for _, w in composed[1:])):
+        print(
+            "warning: with negative powers there may be no such law (flowguide.analytic.tail_precision tells for "
+            "Gaussian mixtures): particles that drift off say so",
+            file=sys.stderr,
+        )
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")
     prepare_workdir(out)
 
@@ -243,6 +257,10 @@ def main() -> None:
     print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
 
 
+def _until(run: sampling.Run) -> float:
+    return UNTIL.value if UNTIL.value is not None else UNTIL_IMAGES if run.info.kind == "image" else 1.0
+
+
 def _about(laws: sampling.Laws, title: str) -> dict[str, Any]:
     """What to know of the particles of some laws; says so where they have collapsed."""
     count = laws.x.shape[1]
@@ -250,8 +268,8 @@ def _about(laws: sampling.Laws, title: str) -> dict[str, Any]:
     if laws.ess[:, -1].min() < 0.1 * count or min(starts) < 0.1 * count:
         print(
             f"warning: {title}: of {count} particles the weights leave {laws.ess[:, -1].min():.1f} at the end, which "
-            f"come from {min(starts)} at the start: the samples are alike. More --particles, a lower --gamma, --clip=1 "
-            "or --until=0.8 help",
+            f"come from {min(starts)} at the start: the samples are alike. More --particles, a lower --gamma, "
+            "--clip=0.1 or --until=0.5 help",
             file=sys.stderr,
         )
     return {

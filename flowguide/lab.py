@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from flowguide.cli import run_script
 from flowguide.condition import Condition, given
 from flowguide.errors import UserError
 from flowguide.guidance.methods import Asked, build
-from flowguide.typing import Array, CondVelocity, PRNGKey
+from flowguide.typing import Array, CondVelocity
 
 GAMMA = flags.DEFINE_list("gamma", ["2", "3", "5"], "guidance scales")
 NUM = flags.DEFINE_integer("num", 20_000, "samples of each method", lower_bound=100)
@@ -132,8 +132,12 @@ CONTENDERS = (
 
 def draw(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> np.ndarray:
     """Samples ``(num,)``."""
-    if contender.particles:
-        return _particles(law, contender, gamma, num, steps)
+    sampler = _weighted if contender.particles else _guided
+    return np.asarray(sampler(law, contender, num, steps, gamma))[:, 0]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))  # γ is traced: one program for all of them
+def _guided(law: Law, contender: Contender, num: int, steps: int, gamma: Array) -> Array:
     c, ts = given(jnp.zeros(num, int)), times.grid(steps)
     scale = guidance.SCHEDULES[contender.schedule](gamma / 5 if contender.method == "cfg_pp" else gamma)
     if contender.interval is not None:
@@ -148,32 +152,18 @@ def draw(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> 
         solver = solvers.euler_maruyama(PATH, keys, solvers.memoryless(contender.eta))
     if contender.corrections:
         solver = tilted.predictor_corrector(PATH, keys, contender.corrections)
-    x0 = jax.random.normal(jax.random.key(0), (num, 1))
-    return np.asarray(jax.jit(lambda x: solvers.solve(solver, guided, x, ts))(x0))[:, 0]
+    return solvers.solve(solver, guided, jax.random.normal(jax.random.key(0), (num, 1)), ts)
 
 
-def _particles(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> np.ndarray:
-    """Samples ``(num,)``, resampled from so many weighted particles; those of the flow are weighed once, at the end."""
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _weighted(law: Law, contender: Contender, num: int, steps: int, gamma: Array) -> Array:
+    """Resampled from so many weighted particles; those of the flow are weighed once, at the end."""
+    options: dict[str, Any] = {"eta": contender.eta}
+    if not contender.eta:
+        options = {"solver": lambda keys: solvers.SOLVERS[contender.solver](PATH), "threshold": 0.0}
     p, key = tilted.powered(law.velocity, given(jnp.zeros(1, int)), gamma), jax.random.key(0)[None]
-    solver = None if contender.eta else lambda keys: solvers.SOLVERS[contender.solver](PATH)
-    threshold = 0.5 if contender.eta else 0.0
-
-    @jax.jit
-    def run(key: PRNGKey) -> Array:
-        r = tilted.feynman_kac(
-            p,
-            PATH,
-            key,
-            times.grid(steps),
-            (1,),
-            particles=num,
-            eta=contender.eta,
-            solver=solver,
-            threshold=threshold,
-        )
-        return tilted.resample(jax.random.key(1)[None], r.log_weights, r.x)
-
-    return np.asarray(run(key))[0, :, 0]
+    r = tilted.feynman_kac(p, PATH, key, times.grid(steps), (1,), particles=num, **options)
+    return tilted.resample(jax.random.key(1)[None], r.log_weights, r.x)[0]
 
 
 def inverse(density: np.ndarray, num: int) -> np.ndarray:
@@ -238,7 +228,7 @@ def plot(cells: dict[tuple[str, float], dict[str, np.ndarray]], laws: list[Law],
                 heights = np.histogram(cells[law.name, gamma][name], BINS, density=True)[0]
                 ax.plot((BINS[1:] + BINS[:-1]) / 2, heights, color=f"C{i}", lw=1.2, label=name)
             ax.set_xlim(-3, 6 if law.name == "Gaussian" else 3.5)
-            ax.set_ylim(0, 2 * powered(law, gamma).max() if law.name != "Gaussian" else None)
+            ax.set_ylim(0, 1.4 * powered(law, gamma).max() if law.name != "Gaussian" else None)
             ax.set_title(f"{law.name}, γ = {gamma:g}", fontsize=10)
             ax.set_yticks([])
     figure.legend(*axes[-1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)

@@ -13,9 +13,17 @@ os.environ.update(
     NPROC="16",
     XLA_FLAGS=(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip(),
 )
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "flowguide-jax-cache"))
+# Processes side by side do not share a cache: one may read what another is still writing.
+CACHE = f"flowguide-jax-cache-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest go first, so that processes side by side end together."""
+    longest = ("test_train.py", "test_sample.py", "test_rules.py", "test_tilted.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="module", autouse=True)

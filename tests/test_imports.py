@@ -3,7 +3,19 @@
 import subprocess
 import sys
 
-CORE = ["typing", "condition", "paths", "couplings", "times", "solvers", "guidance", "analytic", "losses", "likelihood"]
+CORE = [
+    "typing",
+    "condition",
+    "paths",
+    "couplings",
+    "times",
+    "solvers",
+    "guidance",
+    "analytic",
+    "losses",
+    "likelihood",
+    "tilted",
+]
 HEAVY = ["flax", "optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "ml_collections", "absl", "chex"]
 HEAVY += ["diffrax", "matplotlib", "PIL", "sklearn", "scipy.stats", "tqdm"]
 

@@ -265,7 +265,7 @@ def test_a_trained_network_is_the_exact_field(data_dir, tmp_path):
     from configs.points import get_config
 
     config = get_config()
-    config.data.data_dir, config.preview.every = str(data_dir), 0
+    config.data.data_dir, config.preview.every, config.steps = str(data_dir), 0, 2000
     script.train(config, tmp_path)
     trained = sampling.load(tmp_path)
     exact = analytic.velocity(analytic.mixture(mixture2d.WEIGHTS, mixture2d.MEANS, mixture2d.STD**2), paths.linear())

@@ -124,16 +124,17 @@ def counted(calls):
     return velocity
 
 
-@pytest.mark.parametrize("passes", PASSES)
-@pytest.mark.parametrize(
-    ("options", "references"),
-    [
-        ({}, 1),
-        ({"negative": [NEGATIVE]}, 1),
-        ({"negative": [NEGATIVE], "gamma_negative": 0.5}, 2),
-    ],
+AWAY = (
+    ({}, 1),
+    ({"negative": [NEGATIVE]}, 1),
+    ({"negative": [NEGATIVE], "gamma_negative": 0.5}, 2),
 )
-@pytest.mark.parametrize("solver", sorted(solvers.SOLVERS))
+# Every solver in one way, and one solver in every way.
+WAYS = [(solver, *AWAY[2], "together") for solver in sorted(solvers.SOLVERS)]
+WAYS += [("heun", *away, passes) for away in AWAY for passes in PASSES if (away, passes) != (AWAY[2], "together")]
+
+
+@pytest.mark.parametrize(("solver", "options", "references", "passes"), WAYS)
 def test_interval_computes_no_reference_outside(solver, options, references, passes):
     calls, s, ts = [], solvers.SOLVERS[solver](paths.linear()), times.grid(10)
     u = counted(calls)
