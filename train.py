@@ -8,6 +8,7 @@ on the command line; flowguide/build.py says what they mean.
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,16 @@ from ml_collections import config_flags
 from flowguide import build, checkpoint, sampling
 from flowguide.cli import interrupted_by_signals, prepare_workdir, run_script
 from flowguide.condition import given
-from flowguide.data import DataInfo, Dataset, batches, check_fingerprint, fingerprint, info_to_json, to_model
+from flowguide.data import (
+    DataInfo,
+    Dataset,
+    batches,
+    check_fingerprint,
+    fingerprint,
+    info_to_json,
+    numbers_of_batch,
+    to_model,
+)
 from flowguide.errors import UserError
 from flowguide.networks import Network, count_parameters
 from flowguide.pictures import save_figure
@@ -30,20 +40,45 @@ from flowguide.typing import Device, PyTree
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment, a file of configs/")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, logs and pictures")
+FORCE = flags.DEFINE_bool(
+    "force", False, f"go on with a run whose settings have changed, where they are of {', '.join(build.FORCEABLE)}"
+)
+PROFILE_STEPS = flags.DEFINE_list(
+    "profile_steps", None, "trace from this step to that, as 100,110, into WORKDIR/profile for TensorBoard or XProf"
+)
+CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", None, "compiled programs are kept here for the next start; by default WORKDIR/compiled"
+)
 STOP_AFTER = flags.DEFINE_integer("stop_after", None, "save and stop after this step, as if interrupted", lower_bound=1)
 
 
 def main() -> None:
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("expected --config=configs/NAME.py and --workdir=DIR; --help lists all flags")
-    train(CONFIG.value, Path(WORKDIR.value), STOP_AFTER.value)
+    profile = None
+    if PROFILE_STEPS.value is not None:
+        try:
+            start, stop = (int(n) for n in PROFILE_STEPS.value)
+        except ValueError:
+            raise UserError(f"--profile_steps takes two steps, as 100,110; got {PROFILE_STEPS.value}") from None
+        profile = start, stop
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", CACHE_DIR.value or str(Path(WORKDIR.value) / "compiled"))
+    train(CONFIG.value, Path(WORKDIR.value), STOP_AFTER.value, force=FORCE.value, profile=profile)
 
 
-def train(config: build.Config, workdir: Path, stop_after: int | None = None) -> TrainState:
+def train(
+    config: build.Config,
+    workdir: Path,
+    stop_after: int | None = None,
+    *,
+    force: bool = False,
+    profile: tuple[int, int] | None = None,
+) -> TrainState:
     # Build. Whatever can be wrong is found out here, before anything is written or computed.
     devices = jax.local_devices()
     build.check_sizes(config, len(devices))
-    task, recipe, profile = build.task(config), build.recipe(config), build.profile(config)
+    task, recipe, average = build.task(config), build.recipe(config), build.profile(config)
     optimizer, schedule = build.optimizer(config)
     data = build.dataset(config, config.data.split)
     test = build.dataset(config, config.data.test_split, data.info.fields)
@@ -54,7 +89,7 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
 
     prepare_workdir(workdir)
     if (workdir / "config.json").exists():
-        build.check_same_run(build.read_config(workdir), config)
+        build.check_same_run(build.read_config(workdir), config, force)
     build.write_config(config, workdir)
     (workdir / "info.json").write_text(json.dumps(info_to_json(data.info), indent=1) + "\n")
 
@@ -66,11 +101,13 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
         state, stream, saved_at = checkpoint.restore(saves, state, stream)
         check_fingerprint(saved_at, position_of)
     first = int(state.step)
+    if profile and not first < profile[0] <= profile[1] <= config.steps:
+        raise UserError(f"expected profile_steps between {first + 1} and {config.steps}; got {profile}")
     state = replicate(state, devices)
 
     teach, lesson = (teacher.network.velocity, replicate(teacher.params, devices)) if teacher else (None, None)
     loss = make_loss(network, recipe, to_model, draw_key, config.flip, task, teach)
-    step = data_parallel(make_step(loss, optimizer, profile, config.accumulate), devices)
+    step = data_parallel(make_step(loss, optimizer, average, config.accumulate), devices)
     undropped = recipe._replace(drop_rate=0.0, drop_field_rate=0.0)
     test_loss = make_loss(network, undropped, to_model, test_key, task=task, teacher=teach)
     validate = _validation(test_loss, lesson, test.read, min(config.eval_examples, test.size), devices)
@@ -85,14 +122,26 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
             f"parameters; {len(devices)} x {devices[0].device_kind}; from step {first} to {config.steps}"
         )
         index, late = np.arange(config.batch_size, dtype=np.int32), None
+        in_a_row, skipped = 0, 0
 
         def report(number: int, metrics: dict[str, jax.Array]) -> None:
+            nonlocal in_a_row, skipped
             values = {name: float(value) for name, value in metrics.items()}
-            if not all(map(math.isfinite, values.values())):
-                raise UserError(
-                    f"at step {number} the loss is {values['loss']} and the norm of its gradient "
-                    f"{values['grad_norm']}: lower lr or clip; the last checkpoint is of step {saves.latest_step()}"
-                )
+            if all(map(math.isfinite, values.values())):
+                in_a_row = 0
+            else:  # the step has left the state alone
+                in_a_row, skipped = in_a_row + 1, skipped + 1
+                what = f"at step {number} the loss is {values['loss']}, the norm of its gradient {values['grad_norm']}"
+                if in_a_row > config.nonfinite_limit:
+                    examples = numbers_of_batch(data, config.batch_size, config.seed, number - 1)
+                    (workdir / "nonfinite.json").write_text(json.dumps({"step": number, "examples": examples}) + "\n")
+                    raise UserError(
+                        f"{what}, and so in {in_a_row} steps in a row: lower lr or clip. The last checkpoint is of "
+                        f"step {saves.latest_step()}; the examples of the batch are {examples[:8]} and so on, all in "
+                        f"{workdir / 'nonfinite.json'}"
+                    )
+                log.say(f"{what}: skipped, {in_a_row} of at most {config.nonfinite_limit} in a row")
+                values["skipped"] = skipped
             log.tick(values["loss"])
             if number % config.log_every == 0 or number == config.steps:
                 log.scalars(
@@ -100,7 +149,22 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
                     {**values, "lr": np.asarray(schedule(number - 1)).item(), "examples_per_s": log.rate(number)},
                 )
 
+        def keep(number: int, scores: dict[str, float], wait: bool) -> None:
+            if not replicas_agree(state):
+                raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
+            try:
+                checkpoint.save(saves, state, stream, position_of, scores or None, wait=wait)
+            except checkpoint.SaveError as error:
+                try:
+                    place = checkpoint.rescue(state, stream, position_of, workdir)
+                    cure = f"the state of step {number} was saved to {place}: make room, and move its checkpoints here"
+                except checkpoint.SaveError as second:
+                    cure = f"nor could the state of step {number} be saved elsewhere ({second}): make room"
+                raise UserError(f"a checkpoint cannot be written to {workdir} ({error}); {cure}") from error
+
         for number in range(first + 1, config.steps + 1):
+            if profile and number == profile[0]:
+                jax.profiler.start_trace(str(workdir / "profile"))
             batch = next(stream)
             state, metrics = step(state, Batch(batch.x, batch.value, index), lesson)
             if late is not None:
@@ -116,10 +180,12 @@ def train(config: build.Config, workdir: Path, stop_after: int | None = None) ->
             if last or number % config.eval_every == 0:
                 scores = {checkpoint.BEST_BY: validate(state.ema)}
                 log.scalars(number, scores)
+            if profile and number == profile[1]:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                log.say(f"steps {profile[0]} to {profile[1]} are traced in {workdir / 'profile'}")
             if save:
-                if not replicas_agree(state):
-                    raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
-                checkpoint.save(saves, state, stream, position_of, scores or None)
+                keep(number, scores, wait=last or stop)
             if preview and (last or number % config.preview.every == 0):
                 log.picture(number, "samples", preview(state.ema, number))
             if stop:

@@ -128,6 +128,7 @@ def samplers(velocity: CondVelocity, gamma: float) -> dict[str, np.ndarray]:
         "PC, M = 4": flow(tilted.predictor_corrector(PATH, keys, 4)),
         "FKC, η = 1": particles(1.0),
         "FKC, η = 2": particles(2.0),
+        "FKC, η = 4": particles(4.0),
         "FKC, η = 1, proposal (1 + γ)/2": particles(1.0, ((1 - gamma) / 2, (1 + gamma) / 2)),
     }
 
@@ -159,7 +160,7 @@ def main() -> None:
 
 def plot(drawn: dict[tuple[str, float, str], np.ndarray], gamma: float) -> Figure:
     """Histograms of what is sampled, beside the law."""
-    shown = ("CFG, ODE", "CFG, SDE η = 1", "FKC, η = 2")
+    shown = ("CFG, ODE", "CFG, SDE η = 1", "FKC, η = 4")
     figure = Figure(figsize=(13, 6.6), layout="constrained")
     axes = figure.subplots(2, 1 + len(shown), sharex=True, sharey=True)
     law = exact_law(gamma).reshape(len(SIDE), len(SIDE)).T / (SIDE[1] - SIDE[0]) ** 2

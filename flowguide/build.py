@@ -57,7 +57,11 @@ def _distilled(workdir: str = "", gamma_range: tuple[float, float] = (1.0, 5.0))
 TARGETS: dict[str, Callable[..., targets.Target]] = {**targets.TARGETS, "distilled": _distilled}
 
 # What may change when a run is resumed without making it another run.
-FREE = ("steps", "log_every", "checkpoint_every", "keep", "eval_every", "preview", "data.data_dir")
+FREE = ("steps", "nonfinite_limit", "log_every", "checkpoint_every", "keep", "eval_every", "preview", "data.data_dir")
+
+# What may change beside, if asked to: another run from there on, but one that fits the state and the data.
+FORCEABLE = ("lr", "warmup", "decay", "b2", "weight_decay", "accumulate", "times", "stratified", "weight", "coupling")
+FORCEABLE += ("drop_rate", "drop_field_rate", "flip", "ema")
 
 
 def default() -> Config:
@@ -75,6 +79,7 @@ def default() -> Config:
             "b2": 0.99,
             "weight_decay": 0.0,
             "clip": 1.0,  # largest gradient norm; 0: none
+            "nonfinite_limit": 10,  # steps in a row, skipped because their loss is not finite, before the run stops
             "path": "linear",  # linear, trig, vp
             # independent; assigned (minibatch optimal transport) and sinkhorn, with a condition_weight
             "coupling": {"name": "independent"},
@@ -250,18 +255,22 @@ def read_config(workdir: Path) -> Config:
     return ConfigDict(config)
 
 
-def check_same_run(stored: Config, config: Config) -> None:
-    """Raises ``UserError`` if ``config`` is not that of the run in the folder, naming what differs."""
+def check_same_run(stored: Config, config: Config, force: bool = False) -> None:
+    """Raises ``UserError`` if ``config`` is not that of the run in the folder, naming what differs.
+
+    ``force`` allows what changes neither the network nor the order of the data, so that what is stored still fits.
+    """
+    free = FREE + FORCEABLE if force else FREE
     then, now = _flat(_tuples(stored.to_dict())), _flat(_tuples(config.to_dict()))
     changed = [
         f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
         for name in sorted({**then, **now})
-        if then.get(name) != now.get(name) and not any(name == f or name.startswith(f + ".") for f in FREE)
+        if then.get(name) != now.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
     ]
     if changed:
         raise UserError(
             f"this folder holds a run of another config ({'; '.join(changed)}): use the same config to go on with it, "
-            "or another --workdir"
+            f"or another --workdir; --force allows to change {', '.join(FORCEABLE)}"
         )
 
 

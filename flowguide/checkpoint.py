@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flowguide.errors import UserError
+from flowguide.hashes import json_hash, leaf_hashes
 from flowguide.training.step import TrainState
 from flowguide.typing import PyTree
 
@@ -31,30 +36,82 @@ def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(folder(workdir).absolute(), options=options)
 
 
+class SaveError(Exception):
+    """A checkpoint could not be written."""
+
+
 def save(
     to: ocp.CheckpointManager,
     state: TrainState,
     data: grain.DatasetIterator,
     meta: dict[str, Any],
     metrics: dict[str, float] | None = None,
+    *,
+    wait: bool = False,
 ) -> None:
-    """Starts saving ``state``, the position in the data and ``meta`` (JSON) under the state's step."""
+    """Starts saving ``state``, the position in the data and ``meta`` (JSON) under the state's step.
+
+    Args:
+      to: an open manager.
+      state: of training.
+      data: the iterator whose position is kept.
+      meta: what is to come back from ``restore``.
+      metrics: of validation, by which the best is kept.
+      wait: until it is written.
+
+    Raises:
+      SaveError: if this one, or the one before it, which was written meanwhile, cannot be.
+    """
     # A copy, because the next step is given the memory of this state while the save is still reading it.
     state = jax.tree.map(lambda a: a.copy(), state)
-    items = ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),  # pyright: ignore[reportCallIssue]
-        ema=ocp.args.StandardSave(state.ema),  # pyright: ignore[reportCallIssue]
-        train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),  # pyright: ignore[reportCallIssue]
-        data=grain.checkpoint.CheckpointSave(data),  # pyright: ignore[reportCallIssue]
-        meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
-    )
-    to.save(int(state.step), args=items, metrics=metrics)
+    parts = {"params": state.params, "ema": state.ema, "train": {"step": state.step, "opt_state": state.opt_state}}
+    hashes = {name: leaf_hashes(part) for name, part in parts.items()}
+    hashes |= {"data": _position_hash(data), "meta": json_hash(meta)}
+    items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in parts.items()}  # pyright: ignore[reportCallIssue]
+    items["data"] = grain.checkpoint.CheckpointSave(data)  # pyright: ignore[reportCallIssue]
+    items["meta"] = ocp.args.JsonSave(meta)  # pyright: ignore[reportCallIssue]
+    items["hashes"] = ocp.args.JsonSave(hashes)  # pyright: ignore[reportCallIssue]
+    try:
+        to.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+        if wait:
+            to.wait_until_finished()
+    except Exception as error:  # a full disk, a bucket that has gone: each storage has its own kinds
+        raise SaveError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
+def rescue(
+    state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any], workdir: Path, into: Path | None = None
+) -> Path:
+    """Saves a state that its run's folder has no room for to a folder of its own, which is a run as well.
+
+    Args:
+      state: of training.
+      data: the iterator whose position is kept.
+      meta: as for ``save``.
+      workdir: of the run; its settings are copied.
+      into: where; by default a new folder among the temporary ones.
+
+    Raises:
+      SaveError: if there is no room there either.
+    """
+    try:
+        place = Path(tempfile.mkdtemp(prefix="flowguide-rescued-", dir=into))
+        for name in ("config.json", "info.json"):
+            shutil.copy(workdir / name, place)
+        with manager(place) as to:
+            save(to, state, data, meta, wait=True)
+    except OSError as error:
+        raise SaveError(str(error)) from error
+    return place
 
 
 def restore(
     to: ocp.CheckpointManager, like: TrainState, data: grain.DatasetIterator
 ) -> tuple[TrainState, grain.DatasetIterator, dict[str, Any]]:
-    """The newest checkpoint: the state, the data at its position, and the ``meta`` saved with it.
+    """The newest checkpoint that is whole: the state, the data at its position, and the ``meta`` saved with it.
+
+    Whole means that it can be read and that all of it has the hashes that were stored with it. Newer ones that are not
+    are warned of and moved to the folder ``broken`` beside ``checkpoints``.
 
     Args:
       to: an open manager that has a checkpoint.
@@ -62,24 +119,37 @@ def restore(
       data: an iterator of the same pipeline; it is moved to the saved position.
 
     Raises:
-      UserError: if there is no checkpoint, or it cannot be read, or it is of another network.
+      UserError: if there is no checkpoint, or none can be read, or they are of another network.
     """
-    step = _newest(to)
     train = {"step": like.step, "opt_state": like.opt_state}
-    items = ocp.args.Composite(
-        params=ocp.args.StandardRestore(_abstract(like.params)),  # pyright: ignore[reportCallIssue]
-        ema=ocp.args.StandardRestore(_abstract(like.ema)),  # pyright: ignore[reportCallIssue]
-        train=ocp.args.StandardRestore(_abstract(train)),  # pyright: ignore[reportCallIssue]
-        data=grain.checkpoint.CheckpointRestore(data),  # pyright: ignore[reportCallIssue]
-        meta=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
-    )
-    found = _read(to, step, items)
+
+    def read(step: int) -> Any:
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(_abstract(like.params)),  # pyright: ignore[reportCallIssue]
+            ema=ocp.args.StandardRestore(_abstract(like.ema)),  # pyright: ignore[reportCallIssue]
+            train=ocp.args.StandardRestore(_abstract(train)),  # pyright: ignore[reportCallIssue]
+            data=grain.checkpoint.CheckpointRestore(data),  # pyright: ignore[reportCallIssue]
+            meta=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
+            hashes=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
+        )
+        found = to.restore(step, args=items)
+        got = {name: leaf_hashes(found[name]) for name in ("params", "ema", "train")}
+        _compare(found["hashes"], got | {"data": _position_hash(data), "meta": json_hash(found["meta"])})
+        if int(found["train"]["step"]) != step:
+            raise _Damaged(f"it is of step {int(found['train']['step'])}")
+        return found
+
+    found, broken = _newest_whole(to, read)
+    for step in broken:
+        _move_away(Path(to.directory) / str(step), Path(to.directory).parent / "broken" / str(step))
+    if broken:
+        to.reload()
     state = TrainState(found["train"]["step"], found["params"], found["ema"], found["train"]["opt_state"])
     return state, data, found["meta"]
 
 
 def restore_ema(workdir: Path, like: PyTree, step: int | None = None) -> tuple[PyTree, int]:
-    """The averaged parameters alone, of the given step or the newest, and that step.
+    """The averaged parameters alone, of the given step or the newest that is whole, and that step.
 
     Args:
       workdir: of the run.
@@ -93,32 +163,76 @@ def restore_ema(workdir: Path, like: PyTree, step: int | None = None) -> tuple[P
         raise UserError(f"no checkpoints in {workdir}: expected a --workdir that train.py has written to")
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     with ocp.CheckpointManager(folder(workdir).absolute(), options=options) as found:
-        newest = _newest(found)
+
+        def read(step: int) -> Any:
+            items = ocp.args.Composite(
+                ema=ocp.args.StandardRestore(_abstract(like)),  # pyright: ignore[reportCallIssue]
+                hashes=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
+            )
+            parts = found.restore(step, args=items)
+            _compare(parts["hashes"], {"ema": leaf_hashes(parts["ema"])})
+            return step, parts["ema"]
+
         if step is not None and step not in found.all_steps():
             raise UserError(f"no checkpoint of step {step} in {workdir}: there are {sorted(found.all_steps())}")
-        step = newest if step is None else step
-        args = ocp.args.Composite(ema=ocp.args.StandardRestore(_abstract(like)))  # pyright: ignore[reportCallIssue]
-        return _read(found, step, args)["ema"], step
+        (used, ema), _ = _newest_whole(found, read, None if step is None else [step])
+        return ema, used
 
 
-def _newest(found: ocp.CheckpointManager) -> int:
-    step = found.latest_step()
-    if step is None:
+class _Damaged(Exception):
+    """Something in a checkpoint is not what was saved."""
+
+
+def _newest_whole(
+    found: ocp.CheckpointManager, read: Callable[[int], Any], steps: Sequence[int] | None = None
+) -> tuple[Any, list[int]]:
+    """What ``read`` makes of the newest step that it does not fail on, and the newer ones that it did fail on."""
+    steps = sorted(found.all_steps(), reverse=True) if steps is None else steps
+    if not steps:
         raise UserError(f"no finished checkpoint in {found.directory}: let train.py reach its first one")
-    return step
+    reasons: dict[int, str] = {}
+    for step in steps:
+        try:
+            whole = read(step)
+        except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
+            reasons[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        for bad, reason in reasons.items():
+            print(
+                f"warning: the checkpoint {found.directory / str(bad)} is damaged ({reason}); that of step {step} is "
+                "used in its place",
+                file=sys.stderr,
+            )
+        return whole, list(reasons)
+    newest = steps[0]
+    others = f"; neither can {', '.join(str(s) for s in steps[1:])}" if steps[1:] else ""
+    raise UserError(
+        f"the checkpoint {found.directory / str(newest)} cannot be read as this run's ({reasons[newest]}){others}: "
+        "restore the folder from a copy, or train in another --workdir"
+    )
 
 
-def _read(found: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
-    try:
-        return found.restore(step, args=args)
-    except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
-        others = [s for s in sorted(found.all_steps()) if s != step]
-        cure = f"to go back to step {others[-1]}, move that folder away" if others else "no other is there"
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the checkpoint {found.directory / str(step)} cannot be read as this run's "
-            f"({type(error).__name__}: {reason}): {cure}"
-        ) from error
+def _compare(stored: dict[str, Any], got: dict[str, Any]) -> None:
+    for part, value in got.items():
+        expected = stored.get(part)
+        if value == expected:
+            continue
+        leaves = [k for k in value if value[k] != expected.get(k)] if isinstance(expected, dict) else []
+        raise _Damaged(f"{part}{''.join(leaves[:1])} is not what was saved: its hash differs")
+
+
+def _move_away(source: Path, place: Path) -> None:
+    """Moves a folder, to a place of another name if the first is taken."""
+    count = 0
+    while place.exists():
+        count += 1
+        place = place.with_name(f"{source.name}-{count}")
+    place.parent.mkdir(exist_ok=True)
+    shutil.move(source, place)
+
+
+def _position_hash(data: grain.DatasetIterator) -> int:
+    return json_hash(data.get_state())
 
 
 def _abstract(tree: PyTree) -> PyTree:

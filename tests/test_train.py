@@ -15,6 +15,7 @@ import pytest
 import train as script
 from flowguide import analytic, build, checkpoint, paths, sampling, times
 from flowguide.condition import Condition, given
+from flowguide.data import batches
 from flowguide.data.builders import mixture2d
 from flowguide.errors import UserError
 from flowguide.targets import GAMMA, with_gamma
@@ -87,10 +88,48 @@ def test_another_config_in_the_same_folder_is_refused(whole, data_dir):
 
 
 def test_a_diverging_run_stops_with_the_step(data_dir, tmp_path):
-    config = small(data_dir, lr=1e30, clip=0.0)
-    with pytest.raises(UserError, match=r"at step \d+ the loss is .*lower lr"):
+    config = small(data_dir, lr=1e30, clip=0.0, nonfinite_limit=0)
+    with pytest.raises(
+        UserError, match=r"at step (\d+) the loss is .*lower lr .*the examples of the batch are"
+    ) as error:
         script.train(config, tmp_path)
     assert not list(checkpoint.folder(tmp_path).glob("[0-9]*"))
+    kept = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert f"at step {kept['step']} " in str(error.value)
+    stream = batches(build.dataset(config, "train"), 32, config.seed)
+    seen = [next(stream) for _ in range(kept["step"])][-1]
+    np.testing.assert_array_equal(build.dataset(config, "train").read(np.array(kept["examples"])).x, seen.x)
+
+
+def failing_at(steps, make_loss):
+    """The loss, made NaN at some steps."""
+
+    def make(*args, **options):
+        loss = make_loss(*args, **options)
+        bad = jnp.array(steps)
+
+        def sometimes(params, step, *rest):
+            return jnp.where(jnp.any(step == bad), jnp.nan, 1.0) * loss(params, step, *rest)
+
+        return sometimes
+
+    return make
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "make_loss", failing_at([3, 4, 10], script.make_loss))
+    state = script.train(small(data_dir, nonfinite_limit=2, log_every=1), tmp_path / "a")
+    assert int(state.step) == 20
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert max(optimizer_counts(state)) == 17
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"]: line["skipped"] for line in lines if "skipped" in line} == {4: 1, 5: 2, 11: 3}
+    with pytest.raises(UserError, match=r"at step 5 the loss is nan.*in 2 steps in a row"):
+        script.train(small(data_dir, nonfinite_limit=1), tmp_path / "b")
+
+
+def optimizer_counts(state):
+    return [int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
 
 
 TARGETS = {
@@ -151,18 +190,17 @@ def test_a_classifier_trains_with_the_same_trainer(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("cut", ["params", "ema", "train"])
-def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tmp_path, cut):
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tmp_path, capsys, cut):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     files = [p for p in (workdir / "checkpoints" / "20" / cut).rglob("*") if p.is_file() and p.stat().st_size > 100]
     for file in files:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    before = sorted(p for p in workdir.rglob("*") if p.is_file())
-    with pytest.raises(UserError, match=r"checkpoints/20 cannot be read .*to go back to step 16"):
-        script.train(small(data_dir, steps=24), workdir)
-    assert set(before) <= set(workdir.rglob("*"))
-    shutil.rmtree(workdir / "checkpoints" / "20")  # the cure that the message names
-    assert int(script.train(small(data_dir), workdir).step) == 20
+    state = script.train(small(data_dir), workdir)
+    assert "checkpoints/20 is damaged" in capsys.readouterr().err
+    assert same(state, whole[1])  # from step 16 on again, to the same bits
+    assert (workdir / "broken" / "20" / cut).is_dir()
+    assert same(sampling.load(workdir).params, whole[1].ema)
 
 
 @pytest.mark.parametrize(

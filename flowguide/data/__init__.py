@@ -13,7 +13,7 @@ from flowguide.data.errors import DataError
 from flowguide.data.info import DataInfo, info_from_json, info_to_json
 from flowguide.data.pixels import to_image, to_model
 from flowguide.data.preparing import prepare
-from flowguide.data.stream import batches, check_fingerprint, fingerprint
+from flowguide.data.stream import batches, check_fingerprint, fingerprint, numbers_of_batch
 from flowguide.data.tokens import encode, vocabulary
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "info_from_json",
     "info_to_json",
+    "numbers_of_batch",
     "open_dataset",
     "prepare",
     "to_image",

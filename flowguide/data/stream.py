@@ -63,6 +63,12 @@ def batches(
     return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))))
 
 
+def numbers_of_batch(dataset: Dataset, batch_size: int, seed: int, batch: int) -> list[int]:
+    """The examples, by their numbers for ``dataset.read``, of one batch of the shuffled stream of a single process."""
+    stream: Any = grain.MapDataset.range(dataset.size).shuffle(_shuffle_seed(seed)).repeat()
+    return [int(stream[i]) for i in range(batch * batch_size, (batch + 1) * batch_size)]
+
+
 def fingerprint(
     dataset: Dataset, batch_size: int, seed: int, *, shuffle: bool = True, process_count: int = 1
 ) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def make_step(
 ) -> Callable[[Mean], Callable[..., tuple[TrainState, Metrics]]]:
     """The training step (state, batch, the teacher's params), once it is told how to average over devices.
 
-    Without params of the teacher, the moving average is the teacher.
+    Without params of the teacher, the moving average is the teacher. Where the loss or its gradient is not finite, the
+    state stays what it was.
 
     Args:
       loss: mean loss of (params, step, batch, the teacher's params).
@@ -129,7 +130,11 @@ def make_step(
             params = optax.apply_updates(state.params, updates)
             average = ema.update(profile, state.step, state.ema, params)
             metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-            return TrainState(state.step + 1, params, average, opt_state), metrics
+            # A step that is not finite changes nothing but the count of steps, and with it the next draws.
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new, old = (params, average, opt_state), (state.params, state.ema, state.opt_state)
+            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            return TrainState(state.step + 1, *kept), metrics
 
         return step
 
