@@ -172,7 +172,7 @@ def plot(drawn: dict[tuple[str, float, str], np.ndarray], gamma: float) -> Figur
         for ax, (title, image) in zip(axes[row], images.items(), strict=True):
             ax.imshow(image, origin="lower", extent=(-4, 4, -4, 4), cmap="magma_r", vmin=0, vmax=law.max())
             ax.set_title(title, fontsize=10)
-            ax.set(xlim=(-1, 3.5), ylim=(-1.5, 3), xticks=[], yticks=[])
+            ax.set(xlim=(-2.2, 2.8), ylim=(-2, 3), xticks=[], yticks=[])
     figure.suptitle(f"γ = {gamma:g}", fontsize=11)
     return figure
 

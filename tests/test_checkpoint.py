@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -212,7 +213,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(data_dir, tmp_path):
         process = start(workdir)
         saved = set(checkpoint.folder(workdir).glob("*"))
         while process.poll() is None and not set(checkpoint.folder(workdir).glob("*")) - saved:
-            pass  # not before it trains and saves
+            time.sleep(0.01)  # not before it trains and saves
         try:
             process.wait(float(random.uniform(0, 0.3)))
         except subprocess.TimeoutExpired:
