@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,26 @@ def test_stopping_and_resuming_gives_the_same_bits(whole, data_dir, tmp_path):
     resumed = script.train(small(data_dir), tmp_path)
     assert int(resumed.step) == 20
     assert same(resumed, whole[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_termination_signal_saves_and_the_run_goes_on_to_the_same_bits(
+    whole, data_dir, tmp_path, monkeypatch, number
+):
+    real, ticks = script.Log.tick, []
+
+    def tick(self, loss):
+        ticks.append(loss)
+        if len(ticks) == 5:
+            os.kill(os.getpid(), number)
+        real(self, loss)
+
+    monkeypatch.setattr(script.Log, "tick", tick)
+    handler = signal.getsignal(number)
+    first = script.train(small(data_dir), tmp_path)
+    assert 5 <= int(first.step) <= 7
+    assert signal.getsignal(number) is handler
+    assert same(script.train(small(data_dir), tmp_path), whole[1])
 
 
 def test_a_longer_run_goes_on_from_the_end(whole, data_dir, tmp_path):
