@@ -23,6 +23,7 @@ from tqdm import tqdm
 import flowguide
 from flowguide import build, guidance, prompts, sampling, times
 from flowguide.cli import prepare_workdir, run_script
+from flowguide.data import info_to_json
 from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
 from flowguide.pictures import save_figure, save_gaps, save_png, save_sizes
@@ -132,6 +133,12 @@ OUT = flags.DEFINE_string("out", None, "folder for the results; by default WORKD
 DIAGNOSE = flags.DEFINE_bool(
     "diagnose", False, "also draw gap.png: how u(x, c) and u(x, ∅) differ along the solve, for each γ"
 )
+EXPORT = flags.DEFINE_string(
+    "export",
+    None,
+    "write the sampler, with network, guidance and solver, to this file and draw nothing: StableHLO that runs with jax "
+    "alone, for any number of samples, conditions and γ (examples/serve.py); FILE.json says what it takes",
+)
 SAVE = flags.DEFINE_enum(
     "save", "png", ["png", "npz", "none"], "each sample as a PNG, all in one NPZ, or only the figure"
 )
@@ -190,6 +197,9 @@ def main() -> None:
             "Gaussian mixtures): particles that drift off say so",
             file=sys.stderr,
         )
+    if EXPORT.value is not None:
+        _export(run, weak, composed, method, Path(EXPORT.value))
+        return
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")
     prepare_workdir(out)
 
@@ -255,6 +265,19 @@ def main() -> None:
         print(f"the gap along the solve: {out / 'gap.png'}")
     _warn_of_null(run)
     print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
+
+
+def _export(run: sampling.Run, weak: sampling.Run | None, composed: list, method: sampling.Method, file: Path) -> None:
+    if weak or composed or method.grid == FITTED:
+        raise UserError(
+            "--export takes one network and plain conditions: leave out --compose, --weak and --grid=fitted"
+        )
+    prepare_workdir(file.parent)
+    content = sampling.export(run, negative=NEGATIVE.value, gamma_negative=GAMMA_NEGATIVE.value, method=method)
+    file.write_bytes(content)
+    about = {"data": info_to_json(run.info), "train_step": run.step, "negative": NEGATIVE.value, **method._asdict()}
+    file.with_name(file.name + ".json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    print(f"{file}: {len(content):,} bytes; try: python examples/serve.py {file}")
 
 
 def _until(run: sampling.Run) -> float:

@@ -1,14 +1,20 @@
 """The sampler as a user runs it: what a sample depends on, what is recorded, and refusals in one line."""
 
+import io
 import json
 import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import refused, run
+from test_imports import HEAVY
+from test_train import ROOT, refused, run
 
 import train as script
 from flowguide import build, pictures, sampling
@@ -319,6 +325,52 @@ def test_command_line_end_to_end(digits, tmp_path):
         sampling.load(digits), "3", num=5, gamma=3.0, negative=["8"], method=sampling.Method(steps=4), seed=2
     )
     assert np.abs(run_in_python.x[..., 0].astype(int) - third).max() <= 1
+
+
+@pytest.mark.parametrize("solver", ["ab3", "renoise_2m", "dopri5"])
+def test_an_exported_sampler_runs_with_jax_alone(solver, tmp_path):
+    method = sampling.Method(solver, 6)
+    content = sampling.export(RUN, negative=["beard=yes"], gamma_negative=0.5, method=method, platforms=["cpu", "cuda"])
+    (tmp_path / "sampler").write_bytes(content)
+    expected = draw(negative=["beard=yes"], gamma_negative=0.5, method=method).x
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({[*HEAVY, "flowguide"]!r}))
+import numpy as np
+from jax import export
+sampler = export.deserialize(bytearray(open("sampler", "rb").read()))
+for num in (10, 3):
+    index, ones = np.arange(num, dtype=np.int32), np.ones(num, np.int32)
+    value, present = {{"hat": ones, "beard": 0 * ones}}, {{"hat": ones > 0, "beard": ones < 0}}
+    np.save(f"{{num}}.npy", sampler.call(np.uint32(0), index, np.full(num, 2, np.float32), value, present))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for num in (10, 3):
+        np.testing.assert_allclose(np.load(tmp_path / f"{num}.npy"), expected[:num], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="draws particles together"):
+        sampling.export(RUN, method=FKC)
+
+
+def test_a_sampler_is_exported_and_served(digits, tmp_path):
+    file = tmp_path / "digits.hlo"
+    done = run("sample.py", f"--workdir={digits}", "--steps=4", "--solver=ab2", "--negative=8", f"--export={file}")
+    assert done.returncode == 0, done.stderr
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "serve.py"), str(file), "--port=0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        address = server.stdout.readline().split("/?")[0]
+        with urllib.request.urlopen(f"{address}/?label=3&gamma=3&num=5&seed=2") as answer:
+            x = np.load(io.BytesIO(answer.read()))
+        with pytest.raises(urllib.error.HTTPError, match="label is one of 0, 1, 2"):
+            urllib.request.urlopen(f"{address}/?label=ten")
+    finally:
+        server.kill()
+    method = sampling.Method("ab2", 4)
+    own = sampling.sample(sampling.load(digits), "3", num=5, gamma=3.0, negative=["8"], method=method, seed=2).x
+    assert x.shape == own.shape
+    assert np.abs(x.astype(int) - own.astype(int)).max() <= 1
 
 
 def test_laws_from_the_command_line(digits, tmp_path):

@@ -57,7 +57,7 @@ class Classifier(nnx.Module):
     def __call__(self, t: Array, x: Array, c: Condition | None = None) -> Array:
         """t (B,), x (B, *shape) -> float32 (B, K). c, which is in question, is not read: ``as_network`` passes it."""
         signal = nnx.silu(self.time(t)).astype(self.dtype)
-        h = self.inlet(x.reshape(len(x), -1).astype(self.dtype))
+        h = self.inlet(x.reshape(x.shape[0], -1).astype(self.dtype))
         for block in self.blocks:
             h = block(h, signal)
         return self.outlet(nnx.silu(h).astype(jnp.float32))

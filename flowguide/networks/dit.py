@@ -93,7 +93,7 @@ class DiT(nnx.Module):
 
     def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
         """t (B,), x (B, H, W, C), c of batch B -> float32 (B, H, W, C)."""
-        embedded = self.condition(c, len(x))
+        embedded = self.condition(c, x.shape[0])
         signal = nnx.silu(self.time(t) + embedded.vector)
         tokens = self.inlet(_to_patches(x, self.patch).astype(self.dtype))
         grid = (x.shape[1] // self.patch, x.shape[2] // self.patch)

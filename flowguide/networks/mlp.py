@@ -63,8 +63,8 @@ class MLP(nnx.Module):
 
     def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
         """t (B,), x (B, *shape), c of batch B -> float32 (B, *shape)."""
-        flat = x.reshape(len(x), -1)
-        signal = nnx.silu(self.time(t) + self.condition(c, len(x)).vector).astype(self.dtype)
+        flat = x.reshape(x.shape[0], -1)
+        signal = nnx.silu(self.time(t) + self.condition(c, x.shape[0]).vector).astype(self.dtype)
         h = self.inlet(flat.astype(self.dtype))
         for block, treatment in zip(self.blocks, treatments(perturbation, self.attends), strict=True):
             h = block(h, signal, treatment)
@@ -113,7 +113,7 @@ class Refinement(nnx.Module):
 
     def __call__(self, x: Array, u: Array, h: Array, signal: Array) -> Array:
         """x and u (B, H, W, C), h and signal (B, width) -> float32 (B, H, W, C)."""
-        features = self.features(h).reshape(len(x), *self.shape)
+        features = self.features(h).reshape(x.shape[0], *self.shape)
         scale, shift, scale2, shift2 = jnp.split(self.film(signal), 4, axis=-1)
         z = jnp.concatenate([x.astype(h.dtype), u.astype(h.dtype), features], axis=-1)
         z = self.inlet(z) + self.position[...].astype(h.dtype)

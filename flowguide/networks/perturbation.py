@@ -104,5 +104,5 @@ def blurred(q: Array, grid: tuple[int, int], sigma: float) -> Array:
         return jnp.asarray(weight / weight.sum(axis=1, keepdims=True), q.dtype)
 
     # A Gaussian is the product of one along the columns and one along the rows.
-    on_grid = q.reshape(len(q), *grid, *q.shape[2:])
+    on_grid = q.reshape(q.shape[0], *grid, *q.shape[2:])
     return jnp.einsum("hi,wj,bijnd->bhwnd", *map(weights, grid), on_grid).reshape(q.shape)

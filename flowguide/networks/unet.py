@@ -107,7 +107,7 @@ class UNet(nnx.Module):
 
         A block that is skipped leaves its shortcut: its input, or a learned projection of it where channels change.
         """
-        embedded = self.condition(c, len(x))
+        embedded = self.condition(c, x.shape[0])
         time = self.time(t)
         signal = nnx.silu(time + embedded.vector).astype(self.dtype)
         h = self.inlet(x.astype(self.dtype))

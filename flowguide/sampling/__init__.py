@@ -11,6 +11,7 @@ Sample i depends on (seed, i) and its own condition alone, not on the batch it i
 """
 
 from flowguide.sampling.draw import Samples, sample
+from flowguide.sampling.export import export
 from flowguide.sampling.laws import Laws, equally, sample_laws
 from flowguide.sampling.method import ADAPTIVE, SAMPLERS, SOLVER_NAMES, STOCHASTIC, Method, nodes, settled
 from flowguide.sampling.pilots import fit_grid, gap
@@ -28,6 +29,7 @@ __all__ = [
     "Samples",
     "check_null",
     "equally",
+    "export",
     "fit_grid",
     "gap",
     "load",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -151,17 +151,10 @@ def sample(
     return Samples(to_image(x) if run.info.kind == "image" else x, np.concatenate(cost))
 
 
-@lru_cache(maxsize=32)
-def _program(
-    network: Network,
-    weak: Network | None,
-    told: bool,
-    path: str,
-    shape: tuple[int, ...],
-    method: Method,
-    mesh: jax.sharding.Mesh,
-):
-    """The jitted sampler. Each device integrates its own share, without a word to the others."""
+def drawing(
+    network: Network, weak: Network | None, told: bool, path: str, shape: tuple[int, ...], method: Method
+) -> Callable[[PyTree, PRNGKey, Wanted, Array], tuple[Array, Array, Array]]:
+    """The sampler (params, keys, wanted, weights) -> samples, statuses and evaluations ``(B,)``; not jitted."""
 
     def draw(params: PyTree, keys: PRNGKey, wanted: Wanted, weights: Array) -> tuple[Array, Array, Array]:
         velocity, rules = guided(network, weak, told, path, method, params, wanted, weights)
@@ -190,7 +183,21 @@ def _program(
             x, status = solvers.solve(solver, velocity, x, ts), jnp.int32(solvers.Status.DONE)
         return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
 
-    each, same = PartitionSpec("data"), PartitionSpec()
+    return draw
+
+
+@lru_cache(maxsize=32)
+def _program(
+    network: Network,
+    weak: Network | None,
+    told: bool,
+    path: str,
+    shape: tuple[int, ...],
+    method: Method,
+    mesh: jax.sharding.Mesh,
+):
+    """The jitted sampler. Each device integrates its own share, without a word to the others."""
+    draw, each, same = drawing(network, weak, told, path, shape, method), PartitionSpec("data"), PartitionSpec()
     return jax.jit(
         jax.shard_map(
             draw,
