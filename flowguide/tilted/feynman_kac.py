@@ -82,11 +82,11 @@ def feynman_kac(
       proposal: weights v_i of the guided process that proposes, where they are not the w_i of the law: (0, 1) for
         (∅, c) proposes by the conditional process, whatever γ. Each of their sums must be 1, and the noise memoryless.
         log W then gathers the rate for v, and Σ (w_i − v_i)·log N(x'; μ_i, σ²) of the steps taken, which adds up to
-        Σ (w_i − v_i)·log p(x|c_i): see ``log_posterior_ratio``. Noise of its own is the price, and worth it where the
-        guided process goes far from the law, as in high dimensions.
+        Σ (w_i − v_i)·log p(x|c_i): see ``log_posterior_ratio``. It brings noise of its own, and is
+        worth it where the guided process goes far from the law.
       threshold: share of K below which the effective size triggers resampling; 0 never, 1 always.
-      clip: keeps what a step adds to log W this close to the mean over the particles of its law, against the errors of
-        networks and at the price of a bias; None does not.
+      clip: keeps what the rate of a step adds to log W this close to the mean over the particles of its law, against
+        the errors of networks and at the price of a bias; None does not.
       until: weights are gathered up to this t alone. Near t = 1 the rate divides the networks' errors by 1 − t.
       passes: "together" or "apart", as in ``guidance.guide``.
       dtype: of the particles.
