@@ -59,12 +59,13 @@ def test_gaussian_moments(eta):
 def test_two_modes_come_ten_times_closer_than_guidance(gamma):
     law = LAWS["two modes"]
     exact = lab.powered(law, gamma)
-    r = powered(law.velocity, gamma, jax.random.split(KEY, 1), 20_000, 100)
-    distance, _ = lab.distances(drawn(r).reshape(-1), exact)
+    r = powered(law.velocity, gamma, jax.random.split(KEY, 4), 20_000, 100)
+    # Sets of particles vary more than as many independent samples do: the mean over four of them.
+    distance = np.mean([lab.distances(x[:, 0], exact)[0] for x in drawn(r)])
     guided, _ = lab.distances(lab.draw(law, lab.Contender("CFG", solver="ab3"), gamma, 20_000, 100), exact)
     assert distance < guided / (10 if gamma > 2 else 3)
-    assert r.ess.shape == (1, 100)
-    assert not bool(r.resampled[0, -1])
+    assert r.ess.shape == (4, 100)
+    assert not bool(r.resampled[:, -1].any())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_products_of_any_sum_are_drawn(name):
     c, d = labels(*[0] * 32), labels(*[1] * 32)
     weights = {"sum 1.5": (1.0, 0.5), "sum 0.8": (0.4, 0.4)}[name]
     p = tilted.product((Reference(velocity, c), Reference(velocity, d)), weights)
-    r = jax.jit(lambda k: tilted.feynman_kac(p, LINEAR, k, times.grid(300), (1,), particles=500))(keys)
+    r = jax.jit(lambda k: tilted.feynman_kac(p, LINEAR, k, times.grid(300), (1,), particles=500, eta=1.0))(keys)
     density = np.prod([lab.normal(*law, lab.AXIS) ** w for *law, w in zip(means, variances, weights, strict=True)], 0)
     z = np.trapezoid(density, lab.AXIS)
     mean = np.trapezoid(density * lab.AXIS, lab.AXIS) / z
