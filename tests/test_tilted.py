@@ -59,12 +59,12 @@ def test_gaussian_moments(eta):
 def test_two_modes_come_ten_times_closer_than_guidance(gamma):
     law = LAWS["two modes"]
     exact = lab.powered(law, gamma)
-    r = powered(law.velocity, gamma, jax.random.split(KEY, 4), 20_000, 100)
-    # Sets of particles vary more than as many independent samples do: the mean over four of them.
+    r = powered(law.velocity, gamma, jax.random.split(KEY, 8), 20_000, 100)
+    # Sets of particles vary more than as many independent samples do: the mean over eight of them.
     distance = np.mean([lab.distances(x[:, 0], exact)[0] for x in drawn(r)])
     guided, _ = lab.distances(lab.draw(law, lab.Contender("CFG", solver="ab3"), gamma, 20_000, 100), exact)
     assert distance < guided / (10 if gamma > 2 else 3)
-    assert r.ess.shape == (4, 100)
+    assert r.ess.shape == (8, 100)
     assert not bool(r.resampled[:, -1].any())
 
 
