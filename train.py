@@ -180,10 +180,10 @@ def train(
             if last or number % config.eval_every == 0:
                 scores = {checkpoint.BEST_BY: validate(state.ema)}
                 log.scalars(number, scores)
-            if profile and number == profile[1]:
+            if profile and profile[0] <= number <= profile[1] and (number == profile[1] or stop):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
-                log.say(f"steps {profile[0]} to {profile[1]} are traced in {workdir / 'profile'}")
+                log.say(f"steps {profile[0]} to {number} are traced in {workdir / 'profile'}")
             if save:
                 keep(number, scores, wait=last or stop)
             if preview and (last or number % config.preview.every == 0):

@@ -7,15 +7,14 @@ condition weighed by γ_n and put in the place of ∅, and shows what was remove
 """
 
 import time
-from pathlib import Path
 
+import judged
 import numpy as np
 from absl import flags
 
-from flowguide import build, sampling
+from flowguide import sampling
 from flowguide.cli import run_script
 from flowguide.condition import Condition
-from flowguide.errors import UserError
 from flowguide.metrics import adherence, predict, share, train_judge
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
@@ -26,11 +25,7 @@ STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver")
 
 
 def main() -> None:
-    if WORKDIR.value is None:
-        raise UserError("expected --workdir=DIR, a folder that train.py has written")
-    run, config = sampling.load(WORKDIR.value), build.read_config(Path(WORKDIR.value))
-    real, held_out = (build.dataset(config, s, run.info.fields) for s in (config.data.split, config.data.test_split))
-    real, held_out = (d.read(np.arange(d.size)) for d in (real, held_out))
+    run, real, held_out = judged.load(WORKDIR.value)
 
     started = time.perf_counter()
     # A coarse code and strong noise: guided colours are more saturated than any real one, and must still be read.

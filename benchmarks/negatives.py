@@ -7,13 +7,12 @@ share of red hats that is kept, and the Fréchet distance (on 24 principal compo
 a red hat and no dark glasses. The judge is trained on real images. Ten minutes on 2 CPU cores.
 """
 
-from pathlib import Path
-
+import judged
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from flowguide import build, sampling
+from flowguide import sampling
 from flowguide.cli import run_script
 from flowguide.condition import Condition
 from flowguide.errors import UserError
@@ -38,13 +37,9 @@ FORMS = {
 
 
 def main() -> None:
-    if WORKDIR.value is None:
-        raise UserError("expected --workdir=DIR, a folder that train.py has written")
-    run, config = sampling.load(WORKDIR.value), build.read_config(Path(WORKDIR.value))
+    run, *real = judged.load(WORKDIR.value)
     if run.info.name != "avatars":
         raise UserError(f"expected a run of avatars, whose hats and glasses are judged; got {run.info.name}")
-    parts = [build.dataset(config, s, run.info.fields) for s in (config.data.split, config.data.test_split)]
-    real = [d.read(np.arange(d.size)) for d in parts]
     judge = train_judge(real[0].x, real[0].value, levels=2, noise=30)
     red = run.info.fields["hat"].values.index("red")
     dark = run.info.fields["glasses"].values.index("dark")

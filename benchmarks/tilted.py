@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from couplings import sliced
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -98,12 +99,6 @@ def exact_draws(p: np.ndarray, num: int, seed: int) -> np.ndarray:
 
 def asked(num: int) -> Condition:
     return given({"label": jnp.zeros(num, int)})
-
-
-def sliced(a: np.ndarray, b: np.ndarray) -> float:
-    angle = np.linspace(0, np.pi, 64, endpoint=False)
-    directions = np.stack([np.cos(angle), np.sin(angle)])
-    return float(np.abs(np.sort(a @ directions, 0) - np.sort(b @ directions, 0)).mean())
 
 
 def samplers(velocity: CondVelocity, gamma: float) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Guidance, Langevin corrections and weighted particles on images, at equal network evaluations a sample.
 
-python benchmarks/tilted_images.py --workdir=runs/digits [--num=256] [--gamma=2,4] [--evaluations=100]
+python benchmarks/tilted_images.py --workdir=runs/digits [--particles=64] [--gamma=2,4] [--evaluations=96]
 
 Every line spends the same evaluations on a sample. For each: the share of samples that have all that was asked (by a
 judge trained on real images), their diversity (root mean square distance of the samples of a condition from their mean,
@@ -9,12 +9,12 @@ fields log Z is at most (γ − 1)·log 1/p(c): what is beyond are the network's
 """
 
 import time
-from pathlib import Path
 
+import judged
 import numpy as np
 from absl import flags
 
-from flowguide import build, sampling
+from flowguide import sampling
 from flowguide.cli import run_script
 from flowguide.condition import Condition
 from flowguide.errors import UserError
@@ -41,13 +41,9 @@ LINES = {
 
 
 def main() -> None:
-    if WORKDIR.value is None:
-        raise UserError("expected --workdir=DIR, a folder that train.py has written")
-    run, config = sampling.load(WORKDIR.value), build.read_config(Path(WORKDIR.value))
+    run, real, held_out = judged.load(WORKDIR.value)
     if run.info.kind != "image":
         raise UserError(f"expected a run of images; got {run.info.name}")
-    parts = [build.dataset(config, s, run.info.fields) for s in (config.data.split, config.data.test_split)]
-    real, held_out = (d.read(np.arange(d.size)) for d in parts)
     judge = train_judge(real.x, real.value, levels=2, noise=30) if run.info.shape[-1] > 1 else None
     judge = judge or train_judge(real.x, real.value)
     groups, each = CONDITIONS.value, PARTICLES.value

@@ -79,23 +79,20 @@ def save(
         raise SaveError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
-def rescue(
-    state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any], workdir: Path, into: Path | None = None
-) -> Path:
-    """Saves a state that its run's folder has no room for to a folder of its own, which is a run as well.
+def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any], workdir: Path) -> Path:
+    """Saves a state that its run's folder has no room for to a temporary one, which is a run as well.
 
     Args:
       state: of training.
       data: the iterator whose position is kept.
       meta: as for ``save``.
       workdir: of the run; its settings are copied.
-      into: where; by default a new folder among the temporary ones.
 
     Raises:
       SaveError: if there is no room there either.
     """
     try:
-        place = Path(tempfile.mkdtemp(prefix="flowguide-rescued-", dir=into))
+        place = Path(tempfile.mkdtemp(prefix="flowguide-rescued-"))
         for name in ("config.json", "info.json"):
             shutil.copy(workdir / name, place)
         with manager(place) as to:

@@ -20,7 +20,7 @@ def leaf_hashes(tree: PyTree) -> dict[str, int]:
     how the leaf is spread over devices or hosts; nothing but the hashes leaves the devices.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = _sums([leaf for _, leaf in leaves])
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))  # all at once
     return {
         jax.tree_util.keystr(place): int(total) ^ json_hash([str(leaf.dtype), list(leaf.shape)])
         for (place, leaf), total in zip(leaves, sums, strict=True)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from flowguide import condition
 from flowguide.condition import Condition, Vector
+from flowguide.solvers.solver import over
 from flowguide.typing import Array, CondVelocity
 
 GAMMA = "gamma"  # the field through which a network is told the scale of its guidance
@@ -103,7 +104,7 @@ def guidance_free(low: float = 0.2) -> Target:
     def residual(velocity: CondVelocity, teacher: CondVelocity, seen: Seen, u: Array, gamma: Array) -> Array:
         t, x, c = seen
         null = velocity(t, x, with_gamma(condition.null(c), 1.0))
-        beta = _over(1 / gamma, x)
+        beta = over(1 / gamma, x)
         return beta * velocity(t, x, with_gamma(c, gamma)) + (1 - beta) * jax.lax.stop_gradient(null) - u
 
     return Target(residual, (1.0, 1 / low), lambda tau: 1 / (1 - (1 - low) * tau))
@@ -124,7 +125,7 @@ def distilled(gamma_range: tuple[float, float] = (1.0, 5.0)) -> Target:
     def residual(velocity: CondVelocity, teacher: CondVelocity, seen: Seen, u: Array, gamma: Array) -> Array:
         t, x, c = seen
         null = teacher(*_without(seen))
-        guided = null + _over(gamma, x) * (teacher(t, x, c) - null)
+        guided = null + over(gamma, x) * (teacher(t, x, c) - null)
         return velocity(t, x, with_gamma(c, gamma)) - jax.lax.stop_gradient(guided)
 
     return Target(residual, (low, high), lambda tau: low + (high - low) * tau)
@@ -132,11 +133,6 @@ def distilled(gamma_range: tuple[float, float] = (1.0, 5.0)) -> Target:
 
 def _without(seen: Seen) -> Seen:
     return seen._replace(c=condition.null(seen.c))
-
-
-def _over(a: Array, x: Array) -> Array:
-    """a ``(B,)``, ready to be multiplied with x ``(B, *D)``."""
-    return a.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 TARGETS: dict[str, Callable[..., Target]] = {

@@ -24,10 +24,10 @@ from flowguide.sampling.method import (
     Method,
     Wanted,
     ask,
-    batch,
     check,
     guided,
     nodes,
+    number,
     settled,
 )
 from flowguide.sampling.run import Run
@@ -69,6 +69,12 @@ def shares(
             kept = min(size, num - first)
             yield kept, jax.device_put(keys, over.split), cut
             bar.update(kept * each)
+
+
+def spread(draw: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    """A jitted function of (params, keys, wanted, weights): each device draws its share, without a word to others."""
+    each, same = PartitionSpec("data"), PartitionSpec()
+    return jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(same, each, each, same), out_specs=each, check_vma=False))
 
 
 class Samples(NamedTuple):
@@ -120,8 +126,7 @@ def sample(
       UserError: for settings that cannot be, before anything is computed, and where the samples are not finite.
     """
     method = settled(method)
-    if num is None:
-        num = 64 if isinstance(cond, str) else len(cond) if not isinstance(cond, Condition) else batch(cond)
+    num = number(cond, num, 64)
     if num < 1 or batch_size < 1:
         raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
     if method.sampler == "fkc":
@@ -196,14 +201,5 @@ def _program(
     method: Method,
     mesh: jax.sharding.Mesh,
 ):
-    """The jitted sampler. Each device integrates its own share, without a word to the others."""
-    draw, each, same = drawing(network, weak, told, path, shape, method), PartitionSpec("data"), PartitionSpec()
-    return jax.jit(
-        jax.shard_map(
-            draw,
-            mesh=mesh,
-            in_specs=(same, each, each, same),
-            out_specs=each,
-            check_vma=False,
-        )
-    )
+    """The jitted sampler."""
+    return spread(drawing(network, weak, told, path, shape, method), mesh)

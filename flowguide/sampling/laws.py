@@ -9,15 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from flowguide import paths, solvers, tilted
 from flowguide.condition import Condition
 from flowguide.data import to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
-from flowguide.sampling.draw import layout, shares
-from flowguide.sampling.method import Method, Wanted, ask, batch, check, nodes, settled
+from flowguide.sampling.draw import layout, shares, spread
+from flowguide.sampling.method import Method, Wanted, ask, check, nodes, number, settled
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
@@ -82,8 +81,7 @@ def sample_laws(
       UserError: for settings that cannot be, before anything is computed, and where particles are not finite.
     """
     method = settled(method)
-    if num is None:
-        num = 1 if isinstance(cond, str) else len(cond) if not isinstance(cond, Condition) else batch(cond)
+    num = number(cond, num, 1)
     if num < 1 or batch_size < 1 or method.particles < 2:
         raise UserError(
             "num and batch_size must be at least 1 and particles at least 2; got "
@@ -160,8 +158,7 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
             passes=method.passes,
         )
 
-    each, same = PartitionSpec("data"), PartitionSpec()
-    return jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(same, each, each, same), out_specs=each, check_vma=False))
+    return spread(draw, mesh)
 
 
 def _check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method) -> None:

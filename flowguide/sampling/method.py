@@ -198,6 +198,13 @@ def conditions(cond: str | Sequence[str] | Condition, fields: dict, num: int) ->
     return cond
 
 
+def number(cond: str | Sequence[str] | Condition, num: int | None, default: int) -> int:
+    """``num`` or, where none is said, one a condition; for one prompt ``default``."""
+    if num is not None:
+        return num
+    return default if isinstance(cond, str) else batch(cond) if isinstance(cond, Condition) else len(cond)
+
+
 def batch(c: Condition) -> int:
     """Of how many samples; 0 where there are no fields."""
     return len(jax.tree.leaves(c.present)[0]) if jax.tree.leaves(c.present) else 0

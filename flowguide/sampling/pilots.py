@@ -11,7 +11,7 @@ import numpy as np
 from flowguide import guidance, paths, solvers
 from flowguide.condition import Condition
 from flowguide.errors import UserError
-from flowguide.sampling.method import DEFAULT, Method, ask, batch, check, guided, nodes, settled
+from flowguide.sampling.method import DEFAULT, Method, ask, check, guided, nodes, number, settled
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, PyTree
 
@@ -51,7 +51,7 @@ def fit_grid(
         raise UserError(
             f"a grid is fitted to {', '.join(sorted(solvers.SOLVERS))}; got {method.solver}, sampler {method.sampler}"
         )
-    num = batch(cond) if isinstance(cond, Condition) else len(cond)
+    num = number(cond, None, 1)
     wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative)
     check(run, wanted, weights, method)
     told = run.gammas is not None

@@ -136,7 +136,7 @@ def renoise_2m(path: Path, keys: PRNGKey, eta: float | Array = 1.0) -> Solver:
         index, d_previous, h_previous = memory
         d, e = predictions(path, velocity, t, x)
         h = log_ratio(path, t_next) - log_ratio(path, t)
-        z = _noise(keys, index, x)
+        z = noise(keys, index, x)
         new = _renoise(path, t, t_next, d, e, z, eta)
         weight = path.alpha(t_next) * (1 - _kept(path, t, t_next) ** (1 + eta))
         new = new + 0.5 * weight * step_ratio(h, h_previous) * (d - d_previous)
@@ -159,14 +159,16 @@ def _deterministic_at_the_end(path: Path, t_next: Array, d: Array, e: Array, new
 def _stochastic(path: Path, keys: PRNGKey, move: Callable[..., Array]) -> Solver:
     def step(velocity: Velocity, memory: PyTree, x: Array, t: Array, t_next: Array) -> tuple[Array, PyTree]:
         d, e = predictions(path, velocity, t, x)
-        new = move(t, t_next, x, d, e, _noise(keys, memory, x))
+        new = move(t, t_next, x, d, e, noise(keys, memory, x))
         new = _deterministic_at_the_end(path, t_next, d, e, new)
         return new.astype(x.dtype), memory + 1
 
     return Solver(lambda x: jnp.int32(0), step, (0.0,))
 
 
-def _noise(keys: PRNGKey, step: Array, x: Array) -> Array:
+def noise(keys: PRNGKey, step: Array, x: Array) -> Array:
+    """Normal numbers like x ``(B, *D)``, each sample's from its own key and the number of the step."""
+
     def one(key: PRNGKey) -> Array:
         return jax.random.normal(jax.random.fold_in(key, step), x.shape[1:], x.dtype)
 

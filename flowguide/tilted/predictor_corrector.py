@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from flowguide import paths
 from flowguide.paths import Path
-from flowguide.solvers import Solver, ddim
+from flowguide.solvers import Solver, ddim, memoryless
+from flowguide.solvers.stochastic import noise
 from flowguide.typing import Array, PRNGKey, PyTree, Velocity
 
 
@@ -56,11 +57,10 @@ def predictor_corrector(
         index, dt = memory
 
         def corrected(x: Array) -> Array:
-            kappa = path.sigma(t) * paths.wronskian(path, t) / path.alpha(t)
-            size = (kappa * dt if rule == "matched" else ratio * path.sigma(t) ** 2).astype(x.dtype)
+            size = (memoryless()(path, t) * dt if rule == "matched" else ratio * path.sigma(t) ** 2).astype(x.dtype)
             for i in range(corrections):
                 score = paths.velocity_to_score(path, t, x, velocity(t, x))
-                z = _noise(keys, index * corrections + i, x)
+                z = noise(keys, index * corrections + i, x)
                 x = (x + size * score + jnp.sqrt(2 * size) * z).astype(x.dtype)
             return x
 
@@ -69,7 +69,3 @@ def predictor_corrector(
         return x, (index + 1, (t_next - t).astype(dt.dtype))
 
     return Solver(init, step, (*(0.0,) * corrections, *predict.nodes), predict.nodes)
-
-
-def _noise(keys: PRNGKey, count: Array, x: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, count), x.shape[1:], x.dtype))(keys)

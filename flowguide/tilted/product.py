@@ -11,6 +11,7 @@ from jax.core import Tracer
 from flowguide import condition, paths
 from flowguide.condition import Condition
 from flowguide.guidance import Reference
+from flowguide.guidance.rules import inner
 from flowguide.paths import Path
 from flowguide.solvers.solver import over
 from flowguide.typing import Array, CondVelocity
@@ -123,4 +124,4 @@ def _by(weight: Array | float, x: Array) -> Array:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+    return inner(a, b).reshape(a.shape[0])
