@@ -21,8 +21,8 @@ from absl import flags
 from tqdm import tqdm
 
 import flowguide
-from flowguide import build, guidance, prompts, sampling, times
-from flowguide.cli import prepare_workdir, run_script
+from flowguide import build, cli, guidance, processes, prompts, sampling, times
+from flowguide.cli import join_processes, prepare_workdir, run_script
 from flowguide.data import info_to_json
 from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
@@ -31,6 +31,7 @@ from flowguide.pictures import save_figure, save_gaps, save_png, save_sizes
 # From here on the weights of trained networks of images are errors, not evidence: benchmarks/tilted_images.py.
 UNTIL_IMAGES = 0.7
 
+flags.adopt_module_key_flags(cli)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written")
 STEP = flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest")
 COND = flags.DEFINE_multi_string(
@@ -150,6 +151,7 @@ def main() -> None:
     # Settings first: all that can be wrong is found before anything is computed.
     if WORKDIR.value is None:
         raise UserError("expected --workdir=DIR, a folder that train.py has written; --help lists all flags")
+    join_processes()
     gammas = _numbers("gamma", GAMMA.value)
     interval = None
     if INTERVAL.value is not None:
@@ -198,10 +200,12 @@ def main() -> None:
             file=sys.stderr,
         )
     if EXPORT.value is not None:
-        _export(run, weak, composed, method, Path(EXPORT.value))
+        if processes.leads():
+            _export(run, weak, composed, method, Path(EXPORT.value))
         return
     out = Path(OUT.value or Path(WORKDIR.value) / "samples")
-    prepare_workdir(out)
+    if processes.leads():
+        prepare_workdir(out)
 
     if method.grid == FITTED:
         method = method._replace(grid="uniform")
@@ -211,7 +215,8 @@ def main() -> None:
     cells, drawn, sizes, started = [], [], {}, time.perf_counter()
     for gamma, cond in product(gammas, conds):
         title = f"{cond or 'unconditional'}, γ = {gamma:g}"
-        print(title, flush=True)
+        if processes.leads():
+            print(title, flush=True)
         asked: dict[str, Any] = {
             "gamma": gamma * composed[0][1] if composed else gamma,
             "negative": NEGATIVE.value,
@@ -220,7 +225,7 @@ def main() -> None:
             "method": method,
             "seed": SEED.value,
             "batch_size": BATCH_SIZE.value,
-            "progress": True,
+            "progress": processes.leads(),
         }
         cell = {"cond": cond, "gamma": gamma, "first": len(cells) * NUM.value, "num": NUM.value}
         if method.sampler == "fkc":
@@ -235,8 +240,26 @@ def main() -> None:
         cells.append(cell)
     seconds = time.perf_counter() - started
 
-    # Write: the figure, the samples, and how they came about.
-    columns = [str(COMPOSE.value)] if composed else [cond or "∅" for cond in conds]
+    if processes.leads():
+        _write(out, run, method, gammas, cells, drawn, sizes, seconds)
+        _warn_of_null(run)
+        print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
+    processes.wait("the samples are written")
+
+
+def _write(
+    out: Path,
+    run: sampling.Run,
+    method: sampling.Method,
+    gammas: list[float],
+    cells: list[dict[str, Any]],
+    drawn: list[np.ndarray],
+    sizes: dict[str, np.ndarray],
+    seconds: float,
+) -> None:
+    """The figure, the samples, and how they came about."""
+    conds = [cell["cond"] for cell in cells[: len(cells) // len(gammas)]]
+    columns = [COMPOSE.value] if COMPOSE.value else [cond or "∅" for cond in conds]
     save_figure(
         out / "grid.png",
         np.stack(drawn).reshape(len(gammas), len(conds), *drawn[0].shape),
@@ -263,8 +286,6 @@ def main() -> None:
         }
         save_gaps(out / "gap.png", gaps, f"{conds[0] or 'unconditional'}, {method.solver}, guidance {method.guidance}")
         print(f"the gap along the solve: {out / 'gap.png'}")
-    _warn_of_null(run)
-    print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
 
 
 def _export(run: sampling.Run, weak: sampling.Run | None, composed: list, method: sampling.Method, file: Path) -> None:
@@ -367,7 +388,8 @@ def _grid(text: str) -> str | tuple[float, ...]:
 
 def _fitted(run: sampling.Run, cells: list[tuple[float, str]], method: sampling.Method) -> tuple[float, ...]:
     pilot = [cells[i % len(cells)] for i in range(max(PILOT, len(cells)))]
-    with tqdm(total=FIT_ITERATIONS, desc="fitting the grid", dynamic_ncols=True) as bar:
+    silent = not processes.leads()
+    with tqdm(total=FIT_ITERATIONS, desc="fitting the grid", dynamic_ncols=True, disable=silent) as bar:
 
         def progress(iteration: int, distance: float) -> None:
             bar.update(iteration - bar.n)
@@ -410,7 +432,7 @@ def _write_record(out: Path, run: sampling.Run, cells: list, method: sampling.Me
         "cells": cells,
         "network_evaluations": sum(cell["num"] * cell["network_evaluations"] for cell in cells),
         "seconds": round(seconds, 3),
-        "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"flowguide": flowguide.__version__, "jax": jax.__version__},
     }
     (out / "samples.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,8 +18,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from flowguide import build, checkpoint, sampling
-from flowguide.cli import interrupted_by_signals, prepare_workdir, run_script
+from flowguide import build, checkpoint, cli, couplings, processes, sampling
+from flowguide.cli import interrupted_by_signals, join_processes, prepare_workdir, run_script
 from flowguide.condition import given
 from flowguide.data import (
     DataInfo,
@@ -34,10 +35,11 @@ from flowguide.errors import UserError
 from flowguide.networks import Network, count_parameters
 from flowguide.pictures import save_figure
 from flowguide.training.logs import Log
-from flowguide.training.spread import data_parallel, replicas_agree, replicate
+from flowguide.training.spread import Layout, abstract, lay_out, parallel, replicas_agree
 from flowguide.training.step import Batch, TrainState, init_state, make_loss, make_step
-from flowguide.typing import Device, PyTree
+from flowguide.typing import PyTree
 
+flags.adopt_module_key_flags(cli)
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment, a file of configs/")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, logs and pictures")
 FORCE = flags.DEFINE_bool(
@@ -55,6 +57,7 @@ STOP_AFTER = flags.DEFINE_integer("stop_after", None, "save and stop after this 
 def main() -> None:
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("expected --config=configs/NAME.py and --workdir=DIR; --help lists all flags")
+    join_processes()
     profile = None
     if PROFILE_STEPS.value is not None:
         try:
@@ -76,52 +79,53 @@ def train(
     profile: tuple[int, int] | None = None,
 ) -> TrainState:
     # Build. Whatever can be wrong is found out here, before anything is written or computed.
-    devices = jax.local_devices()
+    devices, rank, ranks = jax.devices(), jax.process_index(), jax.process_count()
     build.check_sizes(config, len(devices))
+    layout = build.layout(config, devices)
     task, recipe, average = build.task(config), build.recipe(config), build.profile(config)
     optimizer, schedule = build.optimizer(config)
     data = build.dataset(config, config.data.split)
     test = build.dataset(config, config.data.test_split, data.info.fields)
     network = build.network(config, data.info)
     teacher = _teacher(config, data.info)
-    stream = batches(data, config.batch_size, config.seed)
+    share = config.batch_size // ranks
+    stream = batches(data, share, config.seed, process_index=rank, process_count=ranks)
     position_of = fingerprint(data, config.batch_size, config.seed)
-
-    prepare_workdir(workdir)
-    if (workdir / "config.json").exists():
-        build.check_same_run(build.read_config(workdir), config, force)
-    build.write_config(config, workdir)
-    (workdir / "info.json").write_text(json.dumps(info_to_json(data.info), indent=1) + "\n")
+    processes.check_same("config or data", [config.to_dict(), position_of])
+    _open(workdir, config, data.info, force)
 
     # A state: a fresh one, or the last that was saved.
     init_key, draw_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
-    state = init_state(network, optimizer, init_key)
     saves = checkpoint.manager(workdir, config.keep)
-    if saves.latest_step() is not None:
-        state, stream, saved_at = checkpoint.restore(saves, state, stream)
+    if saves.latest_step() is None:
+        state = init_state(network, optimizer, init_key, layout.shardings)
+    else:
+        like = jax.eval_shape(partial(init_state, network, optimizer), init_key)
+        state, saved_at = checkpoint.restore(saves, abstract(like, layout), stream)
         check_fingerprint(saved_at, position_of)
     first = int(state.step)
     if profile and not first < profile[0] <= profile[1] <= config.steps:
         raise UserError(f"expected profile_steps between {first + 1} and {config.steps}; got {profile}")
-    state = replicate(state, devices)
 
-    teach, lesson = (teacher.network.velocity, replicate(teacher.params, devices)) if teacher else (None, None)
+    teach, lesson = (teacher.network.velocity, lay_out(teacher.params, layout)) if teacher else (None, None)
+    recipe = recipe._replace(coupling=couplings.within(recipe.coupling, layout.shares))
     loss = make_loss(network, recipe, to_model, draw_key, config.flip, task, teach)
-    step = data_parallel(make_step(loss, optimizer, average, config.accumulate), devices)
+    step = parallel(layout, make_step(loss, optimizer, average, config.accumulate))
     undropped = recipe._replace(drop_rate=0.0, drop_field_rate=0.0)
     test_loss = make_loss(network, undropped, to_model, test_key, task=task, teacher=teach)
-    validate = _validation(test_loss, lesson, test.read, min(config.eval_examples, test.size), devices)
+    validate = _validation(test_loss, lesson, test.read, min(config.eval_examples, test.size), layout)
     draws = config.task == "flow"
     preview = _preview(config, network, test, workdir) if draws and config.preview.every else None
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
-    log_to = Log(workdir, first, config.steps, config.batch_size)
+    log_to = Log(workdir, first, config.steps, config.batch_size, silent=not processes.leads())
     with saves, log_to as log, interrupted_by_signals() as interrupted:
         log.say(
             f"{data.info.name}: {data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
-            f"parameters; {len(devices)} x {devices[0].device_kind}; from step {first} to {config.steps}"
+            f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "
+            f"{first} to {config.steps}"
         )
-        index, late = np.arange(config.batch_size, dtype=np.int32), None
+        index, late = np.arange(rank * share, (rank + 1) * share, dtype=np.int32), None
         in_a_row, skipped = 0, 0
 
         def report(number: int, metrics: dict[str, jax.Array]) -> None:
@@ -134,7 +138,9 @@ def train(
                 what = f"at step {number} the loss is {values['loss']}, the norm of its gradient {values['grad_norm']}"
                 if in_a_row > config.nonfinite_limit:
                     examples = numbers_of_batch(data, config.batch_size, config.seed, number - 1)
-                    (workdir / "nonfinite.json").write_text(json.dumps({"step": number, "examples": examples}) + "\n")
+                    if processes.leads():
+                        told = json.dumps({"step": number, "examples": examples})
+                        (workdir / "nonfinite.json").write_text(told + "\n")
                     raise UserError(
                         f"{what}, and so in {in_a_row} steps in a row: lower lr or clip. The last checkpoint is of "
                         f"step {saves.latest_step()}; the examples of the batch are {examples[:8]} and so on, all in "
@@ -171,7 +177,7 @@ def train(
                 report(number - 1, late)
             late = metrics
 
-            last, stop = number == config.steps, number == stop_after or interrupted()
+            last, stop = number == config.steps, number == stop_after or interrupted(number)
             save = last or stop or number % config.checkpoint_every == 0
             if save:  # nothing is kept of a step that was not seen to be finite
                 report(number, late)
@@ -196,6 +202,19 @@ def train(
     return state
 
 
+def _open(workdir: Path, config: build.Config, info: DataInfo, force: bool) -> None:
+    """The folder of the run: one process makes it, or sees that the run in it is this one, and all must find it."""
+    if processes.leads():
+        prepare_workdir(workdir)
+        if (workdir / "config.json").exists():
+            build.check_same_run(build.read_config(workdir), config, force)
+        build.write_config(config, workdir)
+        (workdir / "info.json").write_text(json.dumps(info_to_json(info), indent=1) + "\n")
+    processes.wait("workdir")
+    if not processes.all_of((workdir / "info.json").exists()):
+        raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
+
+
 def _teacher(config: build.Config, info: DataInfo) -> sampling.Run | None:
     """The run that this one distils, if it does."""
     if config.target.name != "distilled":
@@ -218,20 +237,24 @@ def _teacher(config: build.Config, info: DataInfo) -> sampling.Run | None:
 
 
 def _validation(
-    loss: Callable, teacher: PyTree, read: Callable, count: int, devices: list[Device]
+    loss: Callable, teacher: PyTree, read: Callable, count: int, layout: Layout
 ) -> Callable[[PyTree], float]:
     """The loss of parameters on the first ``count`` examples of the test split, always with the same draws."""
-    count -= count % len(devices)
-    batch = read(np.arange(count))
-    batch = Batch(batch.x, batch.value, np.arange(count, dtype=np.int32))
-    mean_loss = data_parallel(lambda mean: lambda params, *rest: mean(loss(params, 0, *rest)), devices, donate=False)
+    share = count // layout.mesh.size * layout.mesh.size // jax.process_count()
+    numbers = np.arange(share, dtype=np.int32) + share * jax.process_index()
+    batch = read(numbers)
+    batch = Batch(batch.x, batch.value, numbers)
+    mean_loss = parallel(layout, lambda mean: lambda params, *rest: mean(loss(params, 0, *rest)), donate=False)
     return lambda params: float(mean_loss(params, batch, teacher))
 
 
 def _preview(
     config: build.Config, network: Network, test: Dataset, workdir: Path
-) -> Callable[[PyTree, int], np.ndarray]:
-    """Samples with noise and conditions that stay the same over the run, at each scale of ``preview.gammas``."""
+) -> Callable[[PyTree, int], np.ndarray | None]:
+    """Samples with noise and conditions that stay the same over the run, at each scale of ``preview.gammas``.
+
+    All processes draw, one has the picture.
+    """
     p = config.preview
     num = min(p.num, test.size)
     c = given(test.read(np.arange(num)).value)
@@ -243,12 +266,14 @@ def _preview(
     elif not config.drop_rate or config.target.name == "model_guidance":
         gammas = (1.0,)  # without ∅, or guided already
 
-    def draw(params: PyTree, step: int) -> np.ndarray:
+    def draw(params: PyTree, step: int) -> np.ndarray | None:
         drawn = []
         run = sampling.Run(test.info, network, params, step, config.drop_rate > 0, config.path, target.gammas)
         for gamma in gammas:
             s = sampling.sample(run, c, gamma=gamma, method=method, seed=config.seed, batch_size=num)
             drawn.append(s.x)
+        if not processes.leads():
+            return None
         (workdir / "previews").mkdir(exist_ok=True)
         labels = [f"γ = {g:g}" for g in gammas]
         return save_figure(workdir / "previews" / f"{step:08d}.png", np.stack(drawn)[None], [""], labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,8 @@ from flowguide.errors import UserError
 from flowguide.networks import CLASSIFIERS, NETWORKS, Network, as_network
 from flowguide.training import ema
 from flowguide.training.optimizer import adamw
-from flowguide.typing import Array
+from flowguide.training.spread import LAYOUTS, Layout
+from flowguide.typing import Array, Device
 
 # A ConfigDict; a type checker cannot know its attributes.
 Config: TypeAlias = Any
@@ -58,6 +59,7 @@ TARGETS: dict[str, Callable[..., targets.Target]] = {**targets.TARGETS, "distill
 
 # What may change when a run is resumed without making it another run.
 FREE = ("steps", "nonfinite_limit", "log_every", "checkpoint_every", "keep", "eval_every", "preview", "data.data_dir")
+FREE += ("layout",)
 
 # What may change beside, if asked to: another run from there on, but one that fits the state and the data.
 FORCEABLE = ("lr", "warmup", "decay", "b2", "weight_decay", "accumulate", "times", "stratified", "weight", "coupling")
@@ -102,6 +104,8 @@ def default() -> Config:
                 "image_size": 0,  # crop and resize to this; 0: as they are
             },
             "network": {"name": "unet"},
+            # data_parallel: the state whole on every device; fsdp: split over devices (shards, min_size, overrides)
+            "layout": {"name": "data_parallel"},
             "log_every": 50,  # steps
             "checkpoint_every": 1000,
             "keep": 2,  # checkpoints beside the best
@@ -215,6 +219,11 @@ def profile(config: Config) -> ema.Profile:
     return _choose(ema.PROFILES, "ema", config.ema)
 
 
+def layout(config: Config, devices: Sequence[Device]) -> Layout:
+    """How the run lies over ``devices``, those of all processes."""
+    return _choose(LAYOUTS, "layout", config.layout, devices)
+
+
 def check_sizes(config: Config, devices: int) -> None:
     """Raises ``UserError`` for counts that cannot be."""
     for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "eval_every"):
@@ -280,14 +289,14 @@ def _known(registry: Mapping[str, Any], what: str, name: Any) -> Any:
     return registry[name]
 
 
-def _choose(registry: Mapping[str, Callable[..., Any]], what: str, settings: Mapping[str, Any]) -> Any:
-    """The object of a ``{"name": ..., **settings}`` dict."""
+def _choose(registry: Mapping[str, Callable[..., Any]], what: str, settings: Mapping[str, Any], *first: Any) -> Any:
+    """The object of a ``{"name": ..., **settings}`` dict; ``first`` are its arguments that are no settings."""
     choice = dict(settings)
     name = choice.pop("name", None)
     make = _known(registry, what, name)
-    _check_settings(make, f"{what} {name!r}", choice)
+    _check_settings(make, f"{what} {name!r}", choice, given=tuple(inspect.signature(make).parameters)[: len(first)])
     try:
-        return make(**choice)
+        return make(*first, **choice)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from flowguide import processes
 from flowguide.errors import UserError
 from flowguide.hashes import json_hash, leaf_hashes
 from flowguide.training.step import TrainState
@@ -27,12 +29,21 @@ def folder(workdir: Path) -> Path:
     return workdir / "checkpoints"
 
 
-def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
-    """Saves in the background; keeps the newest ``keep`` checkpoints and the one of the least validation loss."""
+def manager(workdir: Path, keep: int = 2, alone: bool = False) -> ocp.CheckpointManager:
+    """Saves in the background; keeps the newest ``keep`` checkpoints and the one of the least validation loss.
+
+    All processes save together or, if ``alone``, this one without the others.
+    """
     best = BestN(
         get_metric_fn=lambda metrics: metrics[BEST_BY], reverse=True, n=1, keep_checkpoints_without_metrics=False
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy([LatestN(keep), best]))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+        multiprocessing_options=_alone() if alone else ocp.options.MultiprocessingOptions(),
+        create=not alone,  # Orbax wants all processes for that
+    )
+    if alone:
+        folder(workdir).mkdir(exist_ok=True)
     return ocp.CheckpointManager(folder(workdir).absolute(), options=options)
 
 
@@ -66,9 +77,10 @@ def save(
     state = jax.tree.map(lambda a: a.copy(), state)
     parts = {"params": state.params, "ema": state.ema, "train": {"step": state.step, "opt_state": state.opt_state}}
     hashes = {name: leaf_hashes(part) for name, part in parts.items()}
-    hashes |= {"data": _position_hash(data), "meta": json_hash(meta)}
+    position = data.get_state()  # the same in all processes, and for any number of them
+    hashes |= {"data": json_hash(position), "meta": json_hash(meta)}
     items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in parts.items()}  # pyright: ignore[reportCallIssue]
-    items["data"] = grain.checkpoint.CheckpointSave(data)  # pyright: ignore[reportCallIssue]
+    items["data"] = ocp.args.JsonSave(position)  # pyright: ignore[reportCallIssue]
     items["meta"] = ocp.args.JsonSave(meta)  # pyright: ignore[reportCallIssue]
     items["hashes"] = ocp.args.JsonSave(hashes)  # pyright: ignore[reportCallIssue]
     try:
@@ -89,13 +101,17 @@ def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any],
       workdir: of the run; its settings are copied.
 
     Raises:
-      SaveError: if there is no room there either.
+      SaveError: if there is no room there either, or this process has only a part of the state.
     """
+    if processes.several():
+        if not all(a.is_fully_replicated for a in jax.tree.leaves(state)):
+            raise SaveError("the state is spread over several processes")
+        state = jax.tree.map(lambda a: a.addressable_data(0), state)
     try:
         place = Path(tempfile.mkdtemp(prefix="flowguide-rescued-"))
         for name in ("config.json", "info.json"):
             shutil.copy(workdir / name, place)
-        with manager(place) as to:
+        with manager(place, alone=True) as to:
             save(to, state, data, meta, wait=True)
     except OSError as error:
         raise SaveError(str(error)) from error
@@ -104,15 +120,16 @@ def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any],
 
 def restore(
     to: ocp.CheckpointManager, like: TrainState, data: grain.DatasetIterator
-) -> tuple[TrainState, grain.DatasetIterator, dict[str, Any]]:
-    """The newest checkpoint that is whole: the state, the data at its position, and the ``meta`` saved with it.
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint that is whole: the state and the ``meta`` saved with it; ``data`` is moved to its position.
 
     Whole means that it can be read and that all of it has the hashes that were stored with it. Newer ones that are not
     are warned of and moved to the folder ``broken`` beside ``checkpoints``.
 
     Args:
       to: an open manager that has a checkpoint.
-      like: a state of the same network and optimiser; gives structure, shapes and types.
+      like: a state of the same network and optimiser, concrete or abstract: structure, shapes, types and where each
+        leaf is to lie, however it lay when it was saved.
       data: an iterator of the same pipeline; it is moved to the saved position.
 
     Raises:
@@ -120,29 +137,34 @@ def restore(
     """
     train = {"step": like.step, "opt_state": like.opt_state}
 
-    def read(step: int) -> Any:
+    def read(found: ocp.CheckpointManager, step: int) -> Any:
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(_abstract(like.params)),  # pyright: ignore[reportCallIssue]
             ema=ocp.args.StandardRestore(_abstract(like.ema)),  # pyright: ignore[reportCallIssue]
             train=ocp.args.StandardRestore(_abstract(train)),  # pyright: ignore[reportCallIssue]
-            data=grain.checkpoint.CheckpointRestore(data),  # pyright: ignore[reportCallIssue]
+            data=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
             meta=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
             hashes=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
         )
-        found = to.restore(step, args=items)
-        got = {name: leaf_hashes(found[name]) for name in ("params", "ema", "train")}
-        _compare(found["hashes"], got | {"data": _position_hash(data), "meta": json_hash(found["meta"])})
-        if int(found["train"]["step"]) != step:
-            raise _Damaged(f"it is of step {int(found['train']['step'])}")
-        return found
+        return found.restore(step, args=items)
 
-    found, broken = _newest_whole(to, read)
-    for step in broken:
-        _move_away(Path(to.directory) / str(step), Path(to.directory).parent / "broken" / str(step))
+    def check(step: int, parts: Any) -> None:
+        got = {name: leaf_hashes(parts[name]) for name in ("params", "ema", "train")}
+        _compare(parts["hashes"], got | {name: json_hash(parts[name]) for name in ("data", "meta")})
+        if int(parts["train"]["step"]) != step:
+            raise _Damaged(f"it is of step {int(parts['train']['step'])}")
+
+    with _reader(Path(to.directory)) as found:
+        _, parts, broken = _newest_whole(found, read, check)
+    if broken and processes.leads():
+        for step in broken:
+            _move_away(Path(to.directory) / str(step), Path(to.directory).parent / "broken" / str(step))
     if broken:
+        processes.wait("broken checkpoints")
         to.reload()
-    state = TrainState(found["train"]["step"], found["params"], found["ema"], found["train"]["opt_state"])
-    return state, data, found["meta"]
+    data.set_state(parts["data"])
+    state = TrainState(parts["train"]["step"], parts["params"], parts["ema"], parts["train"]["opt_state"])
+    return state, parts["meta"]
 
 
 def restore_ema(workdir: Path, like: PyTree, step: int | None = None) -> tuple[PyTree, int]:
@@ -158,22 +180,35 @@ def restore_ema(workdir: Path, like: PyTree, step: int | None = None) -> tuple[P
     """
     if not folder(workdir).is_dir():
         raise UserError(f"no checkpoints in {workdir}: expected a --workdir that train.py has written to")
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    with ocp.CheckpointManager(folder(workdir).absolute(), options=options) as found:
 
-        def read(step: int) -> Any:
-            items = ocp.args.Composite(
-                ema=ocp.args.StandardRestore(_abstract(like)),  # pyright: ignore[reportCallIssue]
-                hashes=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
-            )
-            parts = found.restore(step, args=items)
-            _compare(parts["hashes"], {"ema": leaf_hashes(parts["ema"])})
-            return step, parts["ema"]
+    def read(found: ocp.CheckpointManager, step: int) -> Any:
+        items = ocp.args.Composite(
+            ema=ocp.args.StandardRestore(_abstract(like)),  # pyright: ignore[reportCallIssue]
+            hashes=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
+        )
+        return found.restore(step, args=items)
 
+    def check(step: int, parts: Any) -> None:
+        _compare(parts["hashes"], {"ema": leaf_hashes(parts["ema"])})
+
+    with _reader(folder(workdir)) as found:
         if step is not None and step not in found.all_steps():
             raise UserError(f"no checkpoint of step {step} in {workdir}: there are {sorted(found.all_steps())}")
-        (used, ema), _ = _newest_whole(found, read, None if step is None else [step])
-        return ema, used
+        used, parts, _ = _newest_whole(found, read, check, None if step is None else [step])
+    return parts["ema"], used
+
+
+def _reader(directory: Path) -> ocp.CheckpointManager:
+    """Reads, and waits for no other process: one that cannot read must not be waited for by those who can."""
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, save_interval_steps=0, multiprocessing_options=_alone()
+    )
+    return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(me, {me}, barrier_sync_key_prefix=f"process{me}")
 
 
 class _Damaged(Exception):
@@ -181,18 +216,22 @@ class _Damaged(Exception):
 
 
 def _newest_whole(
-    found: ocp.CheckpointManager, read: Callable[[int], Any], steps: Sequence[int] | None = None
-) -> tuple[Any, list[int]]:
-    """What ``read`` makes of the newest step that it does not fail on, and the newer ones that it did fail on."""
+    found: ocp.CheckpointManager,
+    read: Callable[[ocp.CheckpointManager, int], Any],
+    check: Callable[[int, Any], None],
+    steps: Sequence[int] | None = None,
+) -> tuple[int, Any, list[int]]:
+    """The newest step that all processes can ``read`` and ``check``, what it holds, and the newer ones that are not."""
     steps = sorted(found.all_steps(), reverse=True) if steps is None else steps
     if not steps:
         raise UserError(f"no finished checkpoint in {found.directory}: let train.py reach its first one")
     reasons: dict[int, str] = {}
     for step in steps:
-        try:
-            whole = read(step)
-        except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
-            reasons[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        whole, reason = _attempt(partial(read, found, step))
+        if not reason:  # the hashes are computed by all processes together, so all of them must have come to here
+            _, reason = _attempt(partial(check, step, whole))
+        if reason:
+            reasons[step] = reason
             continue
         for bad, reason in reasons.items():
             print(
@@ -200,13 +239,23 @@ def _newest_whole(
                 "used in its place",
                 file=sys.stderr,
             )
-        return whole, list(reasons)
+        return step, whole, list(reasons)
     newest = steps[0]
     others = f"; neither can {', '.join(str(s) for s in steps[1:])}" if steps[1:] else ""
     raise UserError(
         f"the checkpoint {found.directory / str(newest)} cannot be read as this run's ({reasons[newest]}){others}: "
         "restore the folder from a copy, or train in another --workdir"
     )
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
+    """What an action gives, and why it failed, here or in another process; empty if it did not."""
+    result, reason = None, ""
+    try:
+        result = action()
+    except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return result, reason if processes.all_of(not reason) else reason or "another process cannot read it"
 
 
 def _compare(stored: dict[str, Any], got: dict[str, Any]) -> None:
@@ -228,11 +277,11 @@ def _move_away(source: Path, place: Path) -> None:
     shutil.move(source, place)
 
 
-def _position_hash(data: grain.DatasetIterator) -> int:
-    return json_hash(data.get_state())
-
-
 def _abstract(tree: PyTree) -> PyTree:
-    """Shapes, types, and one device to restore to: whoever uses the arrays spreads them."""
+    """Shapes, types, and where to restore to: if it is not said, one device, and whoever uses the arrays spreads them."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), tree)
+
+    def like(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None) or here)
+
+    return jax.tree.map(like, tree)

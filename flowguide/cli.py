@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
+from flowguide import processes
 from flowguide.errors import UserError
+
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, where several processes run this command as one; not needed on TPU pods, with SLURM, "
+    'Kubernetes or Open MPI, which are detected; "none" to run alone there',
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many there are, for --coordinator", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "which one this is, from 0, for --coordinator", lower_bound=0)
+
+
+def join_processes() -> None:
+    """Makes this process one of several, if it is. A script that does so adopts the key flags of this module."""
+    processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 
 def run_script(main: Callable[[], None], epilogue: str = "") -> None:
     """Parses the flags and runs ``main``; a ``UserError`` or a bad flag becomes one line and exit code 2.
 
-    ``--help`` prints the docstring of the script, its flags and ``epilogue``.
+    ``--help`` prints the docstring of the script, its flags and ``epilogue``. Where several processes run the script,
+    one that fails ends at once, and with it the others.
     """
     script = Path(sys.argv[0]).name
     logging.set_verbosity(logging.ERROR)  # the libraries warn of what is meant to be
@@ -26,7 +46,27 @@ def run_script(main: Callable[[], None], epilogue: str = "") -> None:
         main()
     except (UserError, flags.Error) as error:
         print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print(
+                f"{script}: error: process {jax.process_index()} of {jax.process_count()} ends, most likely because "
+                "another one did: see there. Start all of them again; a run goes on from its last checkpoint",
+                file=sys.stderr,
+            )
+        _exit(1)
+
+
+def _exit(code: int) -> None:
+    """Ends the process. One of several does not wait for the others, who may be waiting for it."""
+    if not jax.distributed.is_initialized():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parse_flags(argv: list[str], epilogue: str) -> None:
@@ -50,17 +90,26 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
 
 
 @contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether Ctrl-C or a termination signal has come; a second one ends at once."""
+def interrupted_by_signals() -> Iterator[Callable[[int], bool]]:
+    """Gives a function of the step that says whether to stop after it: Ctrl-C or a termination signal has come.
+
+    A second one ends at once. Of several processes it is enough that one gets the signal, and all are told to stop
+    after the same step; each must ask at every step.
+    """
     came = []
 
     def note(number: int, frame: object) -> None:
         came.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def pass_on(number: int, frame: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # which JAX listens to, and tells the others of
+
+    several = processes.several()
+    handlers = {signal.SIGINT: pass_on} if several else {signal.SIGINT: note, signal.SIGTERM: note}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield lambda: bool(came)
+        yield multihost_utils.reached_preemption_sync_point if several else lambda step: bool(came)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -36,7 +36,8 @@ def minibatch(match: Match, condition_weight: float = 0.0) -> Coupling:
     (Cheng & Schwing 2025, "The Curse of Conditions", §3): with a large weight pairs change within a condition alone,
     and p(x0|c) stays N(0, I). A field that has many values in a batch then leaves nothing to exchange.
 
-    It pairs within the batch of one device, so that the result depends on how many devices share a batch.
+    It pairs within the batch that it is given, in training that of one device (see ``within``): the result depends on
+    how many devices share a batch.
 
     Args:
       match: ``assigned`` or ``drawn``: how the transport problem is solved.
@@ -49,6 +50,22 @@ def minibatch(match: Match, condition_weight: float = 0.0) -> Coupling:
         if condition_weight:
             cost = cost + condition_weight * jnp.mean(cost) * sum(map(_differences, jax.tree.leaves(c.value)))
         return x0[match(keys, cost)]
+
+    return couple
+
+
+def within(coupling: Coupling, shares: int) -> Coupling:
+    """``coupling`` within each of ``shares`` consecutive shares of the batch, which must be a multiple of them.
+
+    What the devices would do, each with its share: for a program that sees the batch of all of them.
+    """
+    if shares == 1:
+        return coupling
+
+    def couple(keys: PRNGKey, x0: Array, x1: Array, c: Condition) -> Array:
+        given = (keys, x0, x1, c)
+        cut = jax.tree.map(lambda a: a.reshape(shares, a.shape[0] // shares, *a.shape[1:]), given)
+        return jax.vmap(coupling)(*cut).reshape(x0.shape)
 
     return couple
 

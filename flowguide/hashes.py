@@ -35,10 +35,11 @@ def json_hash(value: Any) -> int:
 
 @jax.jit
 def _sums(leaves: list[Array]) -> list[Array]:
-    return [_sum(leaf) for leaf in leaves]
+    return [array_hash(leaf) for leaf in leaves]
 
 
-def _sum(a: Array) -> Array:
+def array_hash(a: Array) -> Array:
+    """The hash uint32 () of the bits of one array: the sum that ``leaf_hashes`` tells of."""
     if jnp.issubdtype(a.dtype, jnp.bool_):
         a = a.astype(jnp.uint8)
     size = min(a.dtype.itemsize, 4)

@@ -18,6 +18,7 @@ from flowguide import build, checkpoint, sampling
 from flowguide.data import batches
 from flowguide.errors import UserError
 from flowguide.hashes import json_hash, leaf_hashes
+from flowguide.training import spread
 from flowguide.training.step import init_state
 
 
@@ -33,13 +34,41 @@ def run(data_dir, tmp_path_factory):
 
     def read(folder):
         with checkpoint.manager(folder) as saves:
-            return checkpoint.restore(saves, like, batches(data, config.batch_size, config.seed))
+            stream = batches(data, config.batch_size, config.seed)
+            state, meta = checkpoint.restore(saves, like, stream)
+            return state, stream, meta
 
     first = tmp_path_factory.mktemp("first") / "run"
     shutil.copytree(workdir, first)
     shutil.rmtree(first / "checkpoints" / "12")
     assert same(read(workdir)[0], last)
     return workdir, {8: read(first), 12: read(workdir)}, read
+
+
+LAYOUTS = {
+    "pmap 8": lambda: spread.data_parallel(jax.devices()),
+    "fsdp 8": lambda: spread.fsdp(jax.devices(), min_size=1),
+    "pmap 1": lambda: spread.data_parallel(jax.devices()[:1]),
+    "fsdp 2 x 2": lambda: spread.fsdp(jax.devices()[:4], 2, min_size=1),
+}
+
+
+def test_checkpoints_move_between_layouts(run, data_dir, tmp_path):
+    """To the bit, from each to the next and back to the first; a part at a time goes straight to its device."""
+    _, states, _ = run
+    state, stream, meta = states[12]
+    data = build.dataset(small(data_dir), "train")
+    for i, name in enumerate([*LAYOUTS, next(iter(LAYOUTS))]):
+        with checkpoint.manager(tmp_path / str(i)) as saves:
+            checkpoint.save(saves, state, stream, meta, wait=True)
+            to, like = LAYOUTS[name](), jax.eval_shape(lambda tree: tree, state)
+            stream = batches(data, 32, 0)
+            state, _ = checkpoint.restore(saves, spread.abstract(like, to), stream)
+        assert same(state, states[12][0])
+        places = jax.tree.leaves(to.shardings(state))
+        assert all(a.sharding == place for a, place in zip(jax.tree.leaves(state), places, strict=True))
+        assert any(not a.is_fully_replicated for a in jax.tree.leaves(state)) == name.startswith("fsdp")
+        assert stream.get_state() == states[12][1].get_state()
 
 
 def damages(content):

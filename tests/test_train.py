@@ -73,6 +73,16 @@ def test_a_termination_signal_saves_and_the_run_goes_on_to_the_same_bits(
     assert same(script.train(small(data_dir), tmp_path), whole[1])
 
 
+def test_another_layout_goes_on_to_the_same_parameters(whole, data_dir, tmp_path):
+    """A run may change how it lies over devices; what comes out differs by rounding alone."""
+    script.train(small(data_dir), tmp_path, stop_after=11)
+    resumed = script.train(small(data_dir, layout={"name": "fsdp", "min_size": 1}), tmp_path)
+    for a, b in zip(jax.tree.leaves(whole[1]), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+    assert any(not a.is_fully_replicated for a in jax.tree.leaves(resumed.params))
+    assert same(sampling.load(tmp_path).params, resumed.ema)
+
+
 def test_a_longer_run_goes_on_from_the_end(whole, data_dir, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)

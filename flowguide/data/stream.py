@@ -69,12 +69,11 @@ def numbers_of_batch(dataset: Dataset, batch_size: int, seed: int, batch: int) -
     return [int(stream[i]) for i in range(batch * batch_size, (batch + 1) * batch_size)]
 
 
-def fingerprint(
-    dataset: Dataset, batch_size: int, seed: int, *, shuffle: bool = True, process_count: int = 1
-) -> dict[str, Any]:
+def fingerprint(dataset: Dataset, batch_size: int, seed: int, *, shuffle: bool = True) -> dict[str, Any]:
     """What a position in the stream is worth nothing without; JSON-able.
 
-    Grain restores a position into any pipeline without complaint, so this is to be kept beside it and compared.
+    Grain restores a position into any pipeline without complaint, so this is to be kept beside it and compared. The
+    ``batch_size`` is that of all processes together: how many share it changes neither the stream nor the position.
     """
     return {
         "name": dataset.info.name,
@@ -86,7 +85,6 @@ def fingerprint(
         "shuffle": shuffle,
         "seed": seed,
         "batch_size": batch_size,
-        "process_count": process_count,
     }
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from flowguide.condition import Condition, Fields
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, has_sequence
-from flowguide.networks.layers import Dense, layer_norm, modulate, zeros
+from flowguide.networks.layers import Dense, gathered, layer_norm, modulate, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
@@ -87,6 +87,11 @@ class DiT(nnx.Module):
         self.outlet = Dense(width, patch * patch * channels, kernel_init=zeros, rngs=rngs)
 
     @property
+    def stacked(self) -> tuple[str, ...]:
+        """Names of the parts whose parameters are stacked, and gathered by the layer."""
+        return ("blocks",)
+
+    @property
     def attends(self) -> tuple[bool, ...]:
         """For each block, whether it has attention."""
         return (True,) * self.depth
@@ -116,7 +121,7 @@ class DiT(nnx.Module):
         branches = [under(treatment) for treatment in different]
 
         def apply(h: Array, layer: tuple[Array, nnx.State]) -> tuple[Array, None]:
-            return jax.lax.switch(layer[0], branches, h, layer[1]), None
+            return jax.lax.switch(layer[0], branches, h, gathered(layer[1])), None
 
         body = jax.checkpoint(apply, prevent_cse=False) if self.remat else apply
         tokens, _ = jax.lax.scan(body, tokens, (which, layers), unroll=self.unroll)

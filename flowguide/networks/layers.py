@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flowguide.typing import Array, PRNGKey
+from flowguide.typing import Array, PRNGKey, PyTree
 
 zeros = nnx.initializers.zeros_init()
 
@@ -47,6 +48,18 @@ class Dense(nnx.Linear):
 def conv(c_in: int, c_out: int, *, dtype: Any = None, kernel_init: Any = lecun, rngs: nnx.Rngs) -> nnx.Conv:
     """A 3x3 convolution of (B, H, W, C) that keeps H and W."""
     return nnx.Conv(c_in, c_out, (3, 3), dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+
+def gathered(params: PyTree) -> PyTree:
+    """Parameters as they are to be used: where a run splits them among devices (FSDP), all of them on each.
+
+    It is said where they are used, a layer at a time. Left to itself XLA may split the activations instead, of which
+    there are more.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return params  # one device, or what a device sees of its own
+    return jax.lax.with_sharding_constraint(params, NamedSharding(mesh, PartitionSpec()))
 
 
 def layer_norm(x: Array) -> Array:

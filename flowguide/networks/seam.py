@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from flowguide.condition import Condition
+from flowguide.networks.layers import gathered
 from flowguide.networks.perturbation import PLAIN, Perturbation, treatments
 from flowguide.typing import Array, PRNGKey
 
@@ -43,7 +44,8 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     Args:
       make: rngs -> a module whose call is (t, x, c) -> u. All its state must be ``nnx.Param``. One that can be
         perturbed also takes the keyword ``perturbation``, and has a tuple ``attends`` that tells for each block
-        whether it has attention.
+        whether it has attention. One that scans over layers names the parts that hold their stacked parameters in
+        ``stacked``, and calls ``layers.gathered`` on those of a layer.
 
     Raises:
       TypeError: if the module keeps other state (running statistics, a stream of random numbers): such a
@@ -56,6 +58,7 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     other = ["/".join(map(str, path)) for path, variable in variables if not isinstance(variable, nnx.Param)]
     if other:
         raise TypeError(f"a velocity network may hold nnx.Param only; got other variables at {other}")
+    stacked: tuple[str, ...] = getattr(module, "stacked", ())
     # Lists of modules have integers in their paths. Checkpoints want strings, so Params has only those.
     paths = [path for path, _ in variables]
 
@@ -70,9 +73,13 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
             node[leaf] = variable[...]
         return params
 
+    def leaf(params: Params, path: tuple[Any, ...]) -> Array:
+        found = _look_up(params, path)
+        return found if path[0] in stacked else gathered(found)
+
     def function(**options: Perturbation) -> Apply:
         def velocity(params: Params, t: Array, x: Array, c: Condition) -> Array:
-            leaves = [(path, _look_up(params, path)) for path in paths]
+            leaves = [(path, leaf(params, path)) for path in paths]
             return nnx.merge(graphdef, nnx.from_flat_state(leaves))(t, x, c, **options)
 
         return velocity

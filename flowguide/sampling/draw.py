@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from flowguide import guidance, paths, solvers, tilted
+from flowguide import guidance, paths, processes, solvers, tilted
 from flowguide.condition import Condition
 from flowguide.data import to_image
 from flowguide.errors import UserError
@@ -43,8 +43,8 @@ class Layout(NamedTuple):
 
 
 def layout(devices: Sequence[Device] | None) -> Layout:
-    """All local devices, or those given."""
-    devices = tuple(devices or jax.local_devices())
+    """All devices, those of other processes too, or those given."""
+    devices = tuple(devices or jax.devices())
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Layout(mesh, NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec()))
 
@@ -59,16 +59,20 @@ def shares(
     """
     devices = over.mesh.size
     size = -(-min(size, num) // devices) * devices
-    root = jax.random.key(seed)
+    root = np.asarray(jax.random.key_data(jax.random.key(seed)))
     bar = tqdm(total=num * each, disable=not progress, unit="sample", dynamic_ncols=True)
     with bar:
         for first in range(0, num, size):
             index = np.minimum(np.arange(first, first + size), num - 1)
-            keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(index))
-            cut = jax.tree.map(lambda a, index=index: jax.device_put(np.asarray(a)[index], over.split), wanted)
+            cut = jax.tree.map(lambda a, index=index: np.asarray(a)[index], wanted)
             kept = min(size, num - first)
-            yield kept, jax.device_put(keys, over.split), cut
+            yield kept, _keys(root, processes.put(index, over.split)), processes.put(cut, over.split)
             bar.update(kept * each)
+
+
+@jax.jit
+def _keys(root: Array, index: Array) -> PRNGKey:
+    return jax.vmap(partial(jax.random.fold_in, jax.random.wrap_key_data(root)))(index)
 
 
 def spread(draw: Callable, mesh: jax.sharding.Mesh) -> Callable:
@@ -119,7 +123,7 @@ def sample(
       method: how to guide and integrate.
       seed: of the noise.
       batch_size: samples at a time, over all devices; changes memory and speed, not the samples.
-      devices: where to compute; by default all local ones.
+      devices: where to compute; by default all, of several processes those of all, which must call this together.
       progress: show a progress bar.
 
     Raises:
@@ -137,19 +141,20 @@ def sample(
     over = layout(devices)
     told = run.gammas is not None
     program = _program(run.network, weak and weak.network, told, run.path, run.info.shape, method, over.mesh)
-    params = jax.device_put((run.params, weak and weak.params), over.whole)
+    params = processes.put((run.params, weak and weak.params), over.whole)
 
     drawn, cost = [], []
     for kept, keys, share in shares(wanted, num, batch_size, seed, over, progress):
         x, status, cost_each = program(params, keys, share, weights)
-        if np.any(np.asarray(status) == solvers.Status.NOT_FINITE):
+        x, status, cost_each = (processes.whole(a) for a in (x, status, cost_each))
+        if np.any(status == solvers.Status.NOT_FINITE):
             raise UserError(f"{method.solver} met a velocity that is not finite: lower gamma, or train longer")
-        if np.any(np.asarray(status) != solvers.Status.DONE):
+        if np.any(status != solvers.Status.DONE):
             raise UserError(
                 f"{method.solver} did not reach tolerance {method.tolerance:g}: raise the tolerance or lower gamma"
             )
-        drawn.append(np.asarray(x)[:kept])
-        cost.append(np.asarray(cost_each)[:kept])
+        drawn.append(x[:kept])
+        cost.append(cost_each[:kept])
     x = np.concatenate(drawn)
     if not np.isfinite(x).all():
         raise UserError("the samples are not finite: lower gamma, take more steps, or train longer")

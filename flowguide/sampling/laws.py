@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowguide import paths, solvers, tilted
+from flowguide import paths, processes, solvers, tilted
 from flowguide.condition import Condition
 from flowguide.data import to_image
 from flowguide.errors import UserError
@@ -74,7 +74,7 @@ def sample_laws(
       method: of the sampler "fkc".
       seed: of the noise.
       batch_size: particles at a time, over all devices, though never less than one law a device.
-      devices: where to compute; by default all local ones. The particles of one law stay together on one.
+      devices: where to compute; by default all, as in ``sample``. The particles of one law stay together on one.
       progress: show a progress bar.
 
     Raises:
@@ -91,7 +91,7 @@ def sample_laws(
     _check(run, wanted, weights, method)
     over = layout(devices)
     program = _program(run.network, run.path, run.info.shape, method, over.mesh)
-    params, drawn = jax.device_put(run.params, over.whole), []
+    params, drawn = processes.put(run.params, over.whole), []
     size = max(1, batch_size // method.particles)
     for kept, keys, share in shares(wanted, num, size, seed, over, progress, method.particles):
         particles = program(params, keys, share, weights)
@@ -101,7 +101,7 @@ def sample_laws(
                 "negative condition narrower than the other); lower gamma, gather weights until t = 0.95 only, take "
                 "more steps, or train longer"
             )
-        drawn.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], particles))
+        drawn.append(jax.tree.map(lambda a, kept=kept: processes.whole(a)[:kept], particles))
     p = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
     factors = 2 if method.replace_null else 2 + len(wanted.away) + len(wanted.others)
     cost = factors * (len(nodes(method)) - 1)

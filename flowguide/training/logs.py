@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +17,25 @@ from tqdm import tqdm
 class Log:
     """Writes scalars and pictures of a run to ``workdir`` and its progress to the terminal.
 
-    ``metrics.jsonl`` has one object a line; ``tensorboard/`` the same for TensorBoard. A context manager.
+    ``metrics.jsonl`` has one object a line; ``tensorboard/`` the same for TensorBoard. A context manager. One that is
+    ``silent``, of a process that does not lead, takes everything and writes nothing.
     """
 
-    def __init__(self, workdir: Path, first: int, steps: int, batch_size: int) -> None:
-        self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first, max_queue=100)
-        self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, mininterval=0.5, smoothing=0.05)
+    def __init__(self, workdir: Path, first: int, steps: int, batch_size: int, silent: bool = False) -> None:
+        self._lines = (Path(os.devnull) if silent else workdir / "metrics.jsonl").open("a", buffering=1)
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first, max_queue=100, write_to_disk=not silent
+        )
+        self._bar = tqdm(
+            total=steps,
+            initial=first,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            smoothing=0.05,
+            disable=silent,
+        )
+        self._silent = silent
         self._batch_size = batch_size
         self._mark = (first, time.perf_counter())
 
@@ -38,7 +51,7 @@ class Log:
 
     def tick(self, loss: float) -> None:
         """One step done, with its loss."""
-        rate = self._bar.format_dict["rate"] or 0.0
+        rate = self._bar.format_dict.get("rate") or 0.0
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate * self._batch_size:,.0f} examples/s", refresh=False)
         self._bar.update()
 
@@ -54,10 +67,12 @@ class Log:
         self._mark = (step, now)
         return (step - last) * self._batch_size / max(now - then, 1e-9)
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows a uint8 ``(h, w, 3)`` picture in TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+    def picture(self, step: int, name: str, image: np.ndarray | None) -> None:
+        """Shows a uint8 ``(h, w, 3)`` picture in TensorBoard; None where another process has it."""
+        if image is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
-        self._bar.write(text)
+        if not self._silent:
+            self._bar.write(text)

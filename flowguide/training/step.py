@@ -54,15 +54,21 @@ class Batch(NamedTuple):
     index: Any
 
 
-def init_state(network: Network, optimizer: optax.GradientTransformation, key: PRNGKey) -> TrainState:
-    """A fresh state; one jitted program."""
+def init_state(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKey,
+    shardings: Callable[[PyTree], PyTree] | None = None,
+) -> TrainState:
+    """A fresh state; one jitted program. ``shardings``, of an abstract tree, tells where each leaf is to be made."""
 
     def build(key: PRNGKey) -> TrainState:
         params = network.init(key)
         # A copy, not another name: donation would otherwise give the same buffer away twice.
         return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
-    return jax.jit(build)(key)
+    places = shardings(jax.eval_shape(build, key)) if shardings else None
+    return jax.jit(build, out_shardings=places)(key)
 
 
 def make_loss(
@@ -144,7 +150,8 @@ def make_step(
 def _mean_gradient(gradient: Callable, parts: int, params: PyTree, batch: Batch) -> tuple[Array, PyTree]:
     if parts == 1:
         return gradient(params, batch)
-    split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
+    # Each part has every parts-th example: where the batch is split over devices, so is each part.
+    split = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, gradient(params, part)), None

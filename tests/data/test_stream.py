@@ -100,7 +100,6 @@ def test_a_position_of_other_data_is_noticed():
     for name, now in {
         "seed": fingerprint(numbers(), 4, 1),
         "batch_size": fingerprint(numbers(), 5, 0),
-        "process_count": fingerprint(numbers(), 4, 0, process_count=2),
         "shuffle": fingerprint(numbers(), 4, 0, shuffle=False),
         "size": fingerprint(numbers(11), 4, 0),
     }.items():

@@ -1,4 +1,4 @@
-"""Data parallelism: the same training on any number of devices, and replicas that stay equal."""
+"""Layouts: the same training on any number of devices, whole or split state, and replicas that stay equal."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,19 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from flowguide import losses, paths, targets, times
+from flowguide import build, couplings, losses, paths, targets, times
 from flowguide.condition import Label
-from flowguide.networks import MLP, Network, as_network
-from flowguide.training import ema
-from flowguide.training.spread import data_parallel, replicas_agree, replicate
+from flowguide.networks import MLP, DiT, Network, as_network
+from flowguide.training import ema, spread
+from flowguide.training.spread import (
+    abstract,
+    data_parallel,
+    fsdp,
+    lay_out,
+    parallel,
+    replicas_agree,
+    split_axis,
+)
 from flowguide.training.step import Batch, init_state, make_loss, make_step
 
 SIZE, STEPS = 32, 20
@@ -29,10 +37,17 @@ def batch(step):
     return Batch(x, value, np.arange(SIZE, dtype=np.int32))
 
 
-def train(devices, accumulate=1, steps=STEPS, step_with=None):
-    state = replicate(init_state(NETWORK, OPTIMIZER, jax.random.key(0)), jax.devices()[:devices])
-    step_with = step_with or make_step(LOSS, OPTIMIZER, ema.constant(0.9), accumulate)
-    step = data_parallel(step_with, jax.devices()[:devices])
+LAYOUTS = {
+    "data_parallel": data_parallel,
+    "fsdp": lambda devices: fsdp(devices, min_size=1),
+    "fsdp, replicated": lambda devices: fsdp(devices, len(devices) // 2, min_size=1),
+}
+
+
+def train(devices, accumulate=1, steps=STEPS, step_with=None, layout="data_parallel"):
+    layout = LAYOUTS[layout](jax.devices()[:devices])
+    state = lay_out(init_state(NETWORK, OPTIMIZER, jax.random.key(0)), layout)
+    step = parallel(layout, step_with or make_step(LOSS, OPTIMIZER, ema.constant(0.9), accumulate))
     for i in range(steps):
         state, metrics = step(state, batch(i))
         jax.block_until_ready(metrics)
@@ -44,9 +59,21 @@ def alone():
     return train(1)
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(2, 1), (8, 1), (1, 4), (2, 4)])
-def test_same_parameters_on_any_number_of_devices_and_parts(alone, devices, accumulate):
-    state, metrics = train(devices, accumulate)
+@pytest.mark.parametrize(
+    ("layout", "devices", "accumulate"),
+    [
+        ("data_parallel", 2, 1),
+        ("data_parallel", 8, 1),
+        ("data_parallel", 1, 4),
+        ("data_parallel", 2, 4),
+        ("fsdp", 2, 1),
+        ("fsdp", 8, 1),
+        ("fsdp", 2, 4),
+        ("fsdp, replicated", 8, 1),
+    ],
+)
+def test_same_parameters_on_any_number_of_devices_and_parts(alone, layout, devices, accumulate):
+    state, metrics = train(devices, accumulate, layout=layout)
     assert replicas_agree(state)
     assert int(state.step) == STEPS
     for a, b in zip(jax.tree.leaves(alone[0]), jax.tree.leaves(state), strict=True):
@@ -64,11 +91,103 @@ def test_replicas_drift_without_the_mean_and_the_check_sees_it():
     step_with = make_step(LOSS, OPTIMIZER, ema.constant(0.9))
     state, _ = train(2, steps=2, step_with=lambda mean: step_with(lambda tree: tree))
     assert not replicas_agree(state)
+    # Of a state that is split, the copies of each part.
+    split = fsdp(jax.devices(), 4, min_size=1)
+    for same in (True, False):
+        parts = [np.full((2, 3), float(i % 4)) for i in range(8)]
+        if not same:
+            parts[6][1, 1] += 1
+        place = split.shardings({"a": jnp.zeros((8, 3))})["a"]
+        held = [jax.device_put(part, device) for part, device in zip(parts, split.mesh.devices.flat, strict=True)]
+        assert replicas_agree([jax.make_array_from_single_device_arrays((8, 3), place, held)]) == same
 
 
 def test_state_has_no_device_axis(alone):
     fresh = init_state(NETWORK, OPTIMIZER, jax.random.key(0))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, train(8, steps=1)[0])
+
+
+def test_several_processes_would_compute_the_bits_of_pmap(monkeypatch):
+    """pmap takes no arrays of other processes; what stands in for it is the same."""
+    expected = train(4, steps=3)
+    monkeypatch.setattr(spread, "_of_one_process", lambda devices: False)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(train(4, steps=3)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_transport_pairs_the_examples_of_a_share_in_every_layout():
+    """Where the program sees the whole batch it pairs as the devices would, each with its own part of it."""
+    coupling = couplings.minibatch(couplings.assigned(optax.assignment.hungarian_algorithm))
+    seen = {}
+    for shares in (1, 4):
+        recipe = RECIPE._replace(coupling=couplings.within(coupling, shares))
+        step_with = make_step(make_loss(NETWORK, recipe, lambda x: x, jax.random.key(1)), OPTIMIZER, ema.constant(0.9))
+        layout = "data_parallel" if shares == 1 else "fsdp"
+        seen[shares] = train(4, steps=3, step_with=step_with, layout=layout)[0].params
+    for a, b in zip(*map(jax.tree.leaves, seen.values()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+
+
+def test_each_device_holds_its_part_and_gathers_a_layer_at_a_time():
+    """The memory of a step, by the compiler's own account, of a DiT whose parameters are most of it."""
+    network = as_network(lambda rngs: DiT((4, 4, 1), FIELDS, patch=2, width=64, depth=16, heads=4, rngs=rngs))
+    loss = make_loss(network, RECIPE, lambda x: x, jax.random.key(1))
+    like = jax.eval_shape(lambda: init_state(network, OPTIMIZER, jax.random.key(0)))
+    size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(like))
+    images = Batch(np.zeros((8, 4, 4, 1), np.float32), batch(0).value, np.arange(8, dtype=np.int32))
+    images = images._replace(value={name: a[:8] for name, a in images.value.items()})
+    arguments, temporary = [], []
+    for shards in (1, 2, 8):
+        layout = fsdp(jax.devices(), shards, min_size=1024)
+        program = layout.program(make_step(loss, OPTIMIZER, ema.constant(0.9)), True)
+        compiled = program.lower(abstract(like, layout), layout.batch(images), None).compile()
+        memory = compiled.memory_analysis()
+        arguments.append(memory.argument_size_in_bytes / size)
+        temporary.append(memory.temp_size_in_bytes)
+        gathers = [line for line in compiled.as_text().splitlines() if " all-gather(" in line]
+        assert bool(gathers) == (shards > 1)
+        assert not any("[16," in line.split(" all-gather(")[0] for line in gathers)  # never the stack of layers
+    np.testing.assert_allclose(arguments, [1, 1 / 2, 1 / 8], rtol=0.02)
+    # Gradients are split as well; what stays is one whole layer, of sixteen, and the activations.
+    assert temporary[2] < 0.5 * temporary[0]
+
+
+RULES = {
+    "the largest axis": ((3, 64, 128), 4, 1, (), 2),
+    "of equal ones the last": ((64, 64), 4, 1, (), 1),
+    "that the shards divide": ((30, 27), 10, 1, (), 0),
+    "if there is one": ((7, 9), 4, 1, (), None),
+    "small leaves stay whole": ((64, 64), 4, 4097, (), None),
+    "as does all on one device": ((64, 64), 1, 1, (), None),
+    "a scalar": ((), 4, 1, (), None),
+    "an override": ((64, 128), 4, 1, (("kernel$", 0),), 0),
+    "the first that fits": ((64, 128), 4, 1, (("bias", 1), ("film", None), ("kernel", 0)), None),
+    "of a small leaf too": ((4, 4), 4, 1000, (("kernel", 1),), 1),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_of_the_axis_that_is_split(name):
+    shape, shards, min_size, overrides, axis = RULES[name]
+    assert split_axis(".params/film/kernel", shape, shards, min_size, overrides) == axis
+
+
+def test_shards_and_overrides_that_cannot_be_are_refused():
+    for axis in (1, 2, -1):
+        with pytest.raises(ValueError, match=rf"axis {axis} of a/kernel \(8, 3\) cannot be split into 4"):
+            split_axis("a/kernel", (8, 3), 4, 1, (("kernel", axis),))
+    with pytest.raises(ValueError, match="shards must divide the number of devices, 8; got 3"):
+        fsdp(jax.devices(), 3)
+    config = build.default()
+    config.layout = {"name": "fsdp", "shards": 5}
+    with pytest.raises(build.UserError, match="shards must divide the number of devices, 8; got 5"):
+        build.layout(config, jax.devices())
+    config.layout = {"name": "zero"}
+    with pytest.raises(build.UserError, match="unknown layout 'zero': there are data_parallel, fsdp"):
+        build.layout(config, jax.devices())
+    config.layout = {"name": "fsdp", "devices": 3}
+    with pytest.raises(build.UserError, match="no setting 'devices': it takes shards, min_size, overrides"):
+        build.layout(config, jax.devices())
 
 
 def test_step_compiles_once():

@@ -1,0 +1,185 @@
+"""Several processes on one machine, real train.py and sample.py: one run, one set of samples, one end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_train import ROOT, small
+
+import train as script
+from flowguide import checkpoint, processes, sampling
+from flowguide.errors import UserError
+
+BOUND = 90  # seconds for the others to end, on a loaded machine; the heartbeat is 20
+STEPS = 120
+
+
+def changes():
+    return {"steps": STEPS, "decay": "none", "eval_every": 60, "coupling": {"name": "independent"}}
+
+
+@pytest.fixture(scope="module")
+def config(data_dir, tmp_path_factory):
+    """The config of ``small`` as a file."""
+    file = tmp_path_factory.mktemp("config") / "config.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict("
+        f"{small(data_dir, **changes()).to_dict()!r})\n"
+    )
+    return file
+
+
+def launch(name, *arguments, devices=4, own=((), ())):
+    """Two processes of a script, on one machine; ``own`` are arguments for each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flags, "NPROC": "16", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, name, f"--coordinator=localhost:{port}", "--num_processes=2", *arguments]
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={i}", *own[i]],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+
+
+def finish(pair, bound=600):
+    """Exit codes and outputs."""
+    outputs = [process.communicate(timeout=bound)[0] for process in pair]
+    return [process.returncode for process in pair], outputs
+
+
+def wait_for_a_new_checkpoint(workdir, pair):
+    before = set(checkpoint.folder(workdir).glob("[0-9]*"))
+    while not {p for p in checkpoint.folder(workdir).glob("[0-9]*") if p.name.isdigit()} - before:
+        assert all(process.poll() is None for process in pair), finish(pair)
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_through_faults(config, data_dir, tmp_path):
+    """Killed, preempted, its newest checkpoint damaged, its layout changed: the end is that of one process."""
+    expected = script.train(small(data_dir, **changes()), tmp_path / "one")
+    workdir = tmp_path / "two"
+    train = ("train.py", f"--config={config}", f"--workdir={workdir}")
+
+    pair = launch(*train)
+    wait_for_a_new_checkpoint(workdir, pair)
+    pair[1].kill()
+    started = time.monotonic()
+    codes, outputs = finish(pair, BOUND)
+    assert time.monotonic() - started < BOUND
+    assert codes[1] == -9
+    assert codes[0] not in (0, -9)
+    assert "another task died" in outputs[0] or "another one did" in outputs[0]
+    assert "8 x cpu in 2 processes; from step 0" in outputs[0]
+    assert "x cpu" not in outputs[1]  # one of them tells
+
+    pair = launch(*train, "--config.layout.name=fsdp")
+    wait_for_a_new_checkpoint(workdir, pair)
+    pair[1].send_signal(signal.SIGTERM)
+    codes, outputs = finish(pair)
+    assert codes == [0, 0], outputs
+    assert "the same command goes on from there" in outputs[0]
+    steps = sorted(int(p.name) for p in checkpoint.folder(workdir).iterdir())
+    assert steps[-1] < STEPS
+
+    for file in (checkpoint.folder(workdir) / str(steps[-1]) / "params").rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    codes, outputs = finish(launch(*train))
+    assert codes == [0, 0], outputs
+    assert f"checkpoints/{steps[-1]} is damaged" in outputs[0]
+    assert (workdir / "broken" / str(steps[-1])).is_dir()
+    assert f"from step {steps[-2]} to {STEPS}" in outputs[0]
+
+    one, two = (sampling.load(folder) for folder in (tmp_path / "one", workdir))
+    assert two.step == STEPS
+    for a, b, c in zip(*map(jax.tree.leaves, (expected.ema, one.params, two.params)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(b, c, rtol=1e-4, atol=2e-6)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["val_loss"] for line in lines if "val_loss" in line and line["step"] == STEPS]
+    truth = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    assert scores == pytest.approx([line["val_loss"] for line in truth if "val_loss" in line][-1:], rel=1e-5)
+
+    out = tmp_path / "samples"
+    drawn = finish(launch("sample.py", f"--workdir={workdir}", "--cond=1", "--num=21", "--save=npz", f"--out={out}"))
+    assert drawn[0] == [0, 0], drawn
+    x = np.load(out / "samples.npz")["x"]
+    np.testing.assert_allclose(x, sampling.sample(two, "1", num=21, gamma=2.0).x, rtol=1e-5, atol=1e-5)
+    assert "21 samples" in drawn[1][0]
+    assert "samples" not in drawn[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["config", "folder"])
+def test_processes_that_differ_are_refused(config, tmp_path, what):
+    own = {
+        "config": ((f"--workdir={tmp_path}/a",), (f"--workdir={tmp_path}/a", "--config.lr=0.1")),
+        "folder": ((f"--workdir={tmp_path}/a",), (f"--workdir={tmp_path}/b",)),
+    }[what]
+    codes, outputs = finish(launch("train.py", f"--config={config}", devices=1, own=own), BOUND)
+    message = {"config": "process 1 has another config or data than process 0", "folder": "that their machines share"}
+    for code, output in zip(codes, outputs, strict=True):
+        assert code == 2, output
+        assert message[what] in output
+    assert not (tmp_path / "a" / "checkpoints").exists()
+
+
+COORDINATES = {
+    "no index": (("localhost:1", 2, None), "--num_processes=N and --process_id=0 to N - 1; got 2 and None"),
+    "an index too large": (("localhost:1", 2, 2), "got 2 and 2"),
+    "no address": ((None, 2, 0), "need --coordinator=HOST:PORT"),
+    "alone with others": (("none", 2, 0), "need --coordinator=HOST:PORT"),
+}
+
+
+@pytest.mark.parametrize("name", COORDINATES)
+def test_half_a_coordinator_is_refused(name):
+    arguments, message = COORDINATES[name]
+    with pytest.raises(UserError, match=message):
+        processes.start(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher"),
+    [
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "SLURM"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
+        ({}, None),
+    ],
+)
+def test_one_of_several_does_not_run_alone_unasked(environment, launcher, monkeypatch):
+    """Where a launcher has started several and JAX cannot make out the rest, each would train the same run."""
+
+    def initialize(*args, **options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(processes.jax.distributed, "initialize", initialize)
+    for name in ("SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if launcher is None:
+        processes.start()
+    else:
+        with pytest.raises(UserError, match=f"{launcher}.*has started this process as one of several"):
+            processes.start()
+        processes.start("none")
