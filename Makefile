@@ -1,4 +1,4 @@
-# make demo: train on faces and sample from the model.  make test: run the tests.
+# make demo: train on faces and sample from the model.  make test: run the tests.  make pod-demo: two processes as one.
 # Both set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 RUN    := runs/avatars
 
-.PHONY: demo test lint clean
+.PHONY: demo pod-demo test lint clean
 
 demo: $(VENV)/ready
 	$(PY) train.py --config=configs/avatars.py --workdir=$(RUN)
@@ -21,6 +21,16 @@ demo: $(VENV)/ready
 	@echo "  $(RUN)/hats/grid.png                   blue hats"
 	@echo "  $(RUN)/hats_without_glasses/grid.png   the same noise, pushed away from glasses"
 	@echo "  $(RUN)/previews/                       the model while it was trained"
+
+# A pod in small: two processes with four virtual devices each, first with the state whole on every device; then, as if
+# preempted and started again, split over all of them.
+POD := $(PY) examples/launch.py --processes=2 --devices=4
+pod-demo: $(VENV)/ready
+	$(POD) train.py --config=configs/avatars.py --workdir=runs/pod --config.network.width=256 --config.steps=300 --stop_after=150
+	$(POD) train.py --config=configs/avatars.py --workdir=runs/pod --config.network.width=256 --config.steps=300 \
+	  --config.layout.name=fsdp
+	$(POD) sample.py --workdir=runs/pod --cond="hat=red" --num=36 --solver=ab2
+	@echo "Drawn by two processes from what two processes trained: runs/pod/samples/grid.png"
 
 test: $(VENV)/ready
 	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile

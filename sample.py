@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import flowguide
 from flowguide import build, cli, guidance, processes, prompts, sampling, times
-from flowguide.cli import join_processes, prepare_workdir, run_script
+from flowguide.cli import folder, join_processes, prepare_workdir, run_script
 from flowguide.data import info_to_json
 from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
@@ -151,6 +151,7 @@ def main() -> None:
     # Settings first: all that can be wrong is found before anything is computed.
     if WORKDIR.value is None:
         raise UserError("expected --workdir=DIR, a folder that train.py has written; --help lists all flags")
+    out = folder(OUT.value) if OUT.value else folder(WORKDIR.value) / "samples"
     join_processes()
     gammas = _numbers("gamma", GAMMA.value)
     interval = None
@@ -203,7 +204,6 @@ def main() -> None:
         if processes.leads():
             _export(run, weak, composed, method, Path(EXPORT.value))
         return
-    out = Path(OUT.value or Path(WORKDIR.value) / "samples")
     if processes.leads():
         prepare_workdir(out)
 

@@ -9,6 +9,7 @@ on the command line; flowguide/build.py says what they mean.
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from flowguide import build, checkpoint, cli, couplings, processes, sampling
-from flowguide.cli import interrupted_by_signals, join_processes, prepare_workdir, run_script
+from flowguide.cli import folder, interrupted_by_signals, join_processes, prepare_workdir, run_script
 from flowguide.condition import given
 from flowguide.data import (
     DataInfo,
@@ -34,7 +35,7 @@ from flowguide.data import (
 from flowguide.errors import UserError
 from flowguide.networks import Network, count_parameters
 from flowguide.pictures import save_figure
-from flowguide.training.logs import Log
+from flowguide.training.logs import Log, bytes_on, device_memory
 from flowguide.training.spread import Layout, abstract, lay_out, parallel, replicas_agree
 from flowguide.training.step import Batch, TrainState, init_state, make_loss, make_step
 from flowguide.typing import PyTree
@@ -57,6 +58,7 @@ STOP_AFTER = flags.DEFINE_integer("stop_after", None, "save and stop after this 
 def main() -> None:
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("expected --config=configs/NAME.py and --workdir=DIR; --help lists all flags")
+    workdir = folder(WORKDIR.value)
     join_processes()
     profile = None
     if PROFILE_STEPS.value is not None:
@@ -66,8 +68,8 @@ def main() -> None:
             raise UserError(f"--profile_steps takes two steps, as 100,110; got {PROFILE_STEPS.value}") from None
         profile = start, stop
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", CACHE_DIR.value or str(Path(WORKDIR.value) / "compiled"))
-    train(CONFIG.value, Path(WORKDIR.value), STOP_AFTER.value, force=FORCE.value, profile=profile)
+        jax.config.update("jax_compilation_cache_dir", CACHE_DIR.value or str(workdir / "compiled"))
+    train(CONFIG.value, workdir, STOP_AFTER.value, force=FORCE.value, profile=profile)
 
 
 def train(
@@ -125,8 +127,11 @@ def train(
             f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "
             f"{first} to {config.steps}"
         )
+        if ranks > 1:
+            log.say("if one process dies the others end within a minute: start all again, and the run goes on")
         index, late = np.arange(rank * share, (rank + 1) * share, dtype=np.int32), None
         in_a_row, skipped = 0, 0
+        tracing = profile if processes.leads() else None
 
         def report(number: int, metrics: dict[str, jax.Array]) -> None:
             nonlocal in_a_row, skipped
@@ -150,10 +155,8 @@ def train(
                 values["skipped"] = skipped
             log.tick(values["loss"])
             if number % config.log_every == 0 or number == config.steps:
-                log.scalars(
-                    number,
-                    {**values, "lr": np.asarray(schedule(number - 1)).item(), "examples_per_s": log.rate(number)},
-                )
+                values |= {"lr": np.asarray(schedule(number - 1)).item(), "examples_per_s": log.rate(number)}
+                log.scalars(number, values | device_memory(jax.local_devices()[0]))
 
         def keep(number: int, scores: dict[str, float], wait: bool) -> None:
             if not replicas_agree(state):
@@ -169,10 +172,15 @@ def train(
                 raise UserError(f"a checkpoint cannot be written to {workdir} ({error}); {cure}") from error
 
         for number in range(first + 1, config.steps + 1):
-            if profile and number == profile[0]:
+            if tracing and number == tracing[0]:
                 jax.profiler.start_trace(str(workdir / "profile"))
-            batch = next(stream)
+            batch, started = next(stream), time.perf_counter()
             state, metrics = step(state, Batch(batch.x, batch.value, index), lesson)
+            if number == first + 1:  # the call that compiles; what it computes goes on in the background
+                log.say(
+                    f"compiled in {time.perf_counter() - started:.1f} s; each device holds "
+                    f"{bytes_on(jax.local_devices()[0], state) / 2**20:,.1f} MiB of the state"
+                )
             if late is not None:
                 report(number - 1, late)
             late = metrics
@@ -186,10 +194,10 @@ def train(
             if last or number % config.eval_every == 0:
                 scores = {checkpoint.BEST_BY: validate(state.ema)}
                 log.scalars(number, scores)
-            if profile and profile[0] <= number <= profile[1] and (number == profile[1] or stop):
+            if tracing and tracing[0] <= number <= tracing[1] and (number == tracing[1] or stop):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
-                log.say(f"steps {profile[0]} to {number} are traced in {workdir / 'profile'}")
+                log.say(f"steps {tracing[0]} to {number} are traced in {workdir / 'profile'}")
             if save:
                 keep(number, scores, wait=last or stop)
             if preview and (last or number % config.preview.every == 0):

@@ -278,7 +278,7 @@ def _move_away(source: Path, place: Path) -> None:
 
 
 def _abstract(tree: PyTree) -> PyTree:
-    """Shapes, types, and where to restore to: if it is not said, one device, and whoever uses the arrays spreads them."""
+    """Shapes, types, and where to restore to; if that is not said, one device: whoever uses the arrays spreads them."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def like(a: Any) -> jax.ShapeDtypeStruct:

@@ -115,6 +115,19 @@ def interrupted_by_signals() -> Iterator[Callable[[int], bool]]:
             signal.signal(number, handler)
 
 
+def folder(text: str) -> Path:
+    """A folder that a flag names.
+
+    Raises:
+      UserError: for an address, such as of a bucket, of which a path would make a folder of an odd name.
+    """
+    if "://" in text:
+        raise UserError(
+            f"expected a folder, got the address {text}: mount it (gcsfuse, mountpoint-s3) and give its path"
+        )
+    return Path(text)
+
+
 def prepare_workdir(workdir: Path) -> None:
     """Makes a folder and sees that it can be written to.
 

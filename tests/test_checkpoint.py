@@ -1,6 +1,7 @@
 """What is read back is what was saved, or it is said that it is not: every file damaged in turn."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,20 @@ def test_a_flipped_byte_in_what_is_sampled_from_is_found(run, tmp_path, capsys):
     assert "that of step 8 is used" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"checkpoints/12 cannot be read"):
         sampling.load(copy, 12)
+
+
+def test_nothing_is_unpickled(run, monkeypatch):
+    """What could run code from a checkpoint is not even called."""
+
+    def refuse(*args, **options):
+        raise AssertionError("a checkpoint was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+        monkeypatch.setattr(f"_pickle.{name}", refuse)
+    workdir, states, read = run
+    assert same(read(workdir)[0], states[12][0])
+    assert same(sampling.load(workdir).params, states[12][0].ema)
 
 
 @pytest.mark.parametrize("what", ["empty", "no commit marker", "no hashes", "none whole"])

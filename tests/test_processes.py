@@ -36,19 +36,22 @@ def config(data_dir, tmp_path_factory):
     return file
 
 
-def launch(name, *arguments, devices=4, own=((), ())):
-    """Two processes of a script, on one machine; ``own`` are arguments for each."""
+def launch(name, *arguments, devices=4, own=((), ()), slurm=False):
+    """Two processes of a script, on one machine, which are told of each other or know from SLURM's environment.
+
+    ``own`` are arguments for each.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    env = {**os.environ, "XLA_FLAGS": flags, "NPROC": "16", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, name, f"--coordinator=localhost:{port}", "--num_processes=2", *arguments]
+    flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id={}"]
+    job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "16"}
     return [
         subprocess.Popen(
-            [*command, f"--process_id={i}", *own[i]],
+            [sys.executable, name, *arguments, *own[i], *([] if slurm else [flag.format(i) for flag in flags])],
             cwd=ROOT,
-            env=env,
+            env=env | (job | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} if slurm else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -133,7 +136,8 @@ def test_processes_that_differ_are_refused(config, tmp_path, what):
         "config": ((f"--workdir={tmp_path}/a",), (f"--workdir={tmp_path}/a", "--config.lr=0.1")),
         "folder": ((f"--workdir={tmp_path}/a",), (f"--workdir={tmp_path}/b",)),
     }[what]
-    codes, outputs = finish(launch("train.py", f"--config={config}", devices=1, own=own), BOUND)
+    slurm = what == "folder"
+    codes, outputs = finish(launch("train.py", f"--config={config}", devices=1, own=own, slurm=slurm), BOUND)
     message = {"config": "process 1 has another config or data than process 0", "folder": "that their machines share"}
     for code, output in zip(codes, outputs, strict=True):
         assert code == 2, output

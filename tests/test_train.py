@@ -311,6 +311,8 @@ def refused(script, arguments, message):
         ("--config.learning_rate=1", "the config has no setting 'learning_rate'"),
         ("--config.lr=fast", "could not convert string to float"),
         ("--workdir=/proc/nowhere", "cannot write to /proc/nowhere"),
+        ("--workdir=gs://bucket/run", "got the address gs://bucket/run: mount it"),
+        ("--coordinator=localhost:1", "needs --num_processes=N and --process_id=0 to N - 1; got None and None"),
         ("--wokdir=x", "wokdir"),
         ("avatars", "expected flags of the form --name=value"),
     ],

@@ -9,9 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from flowguide.typing import Device, PyTree
+
+
+def device_memory(device: Device) -> dict[str, int]:
+    """Bytes in use on a device, and the most that were; nothing where it does not say, as CPUs do not."""
+    stats = device.memory_stats() or {}
+    names = {"memory_in_use": "bytes_in_use", "memory_peak": "peak_bytes_in_use"}
+    return {name: stats[theirs] for name, theirs in names.items() if theirs in stats}
+
+
+def bytes_on(device: Device, tree: PyTree) -> int:
+    """What a device holds of a tree of arrays."""
+    shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
 class Log:

@@ -1,0 +1,47 @@
+"""Several processes of train.py or sample.py on one machine, as one run: to try what a pod does.
+
+python examples/launch.py --processes=2 --devices=4 train.py --config=configs/avatars.py --workdir=runs/pod
+
+Each process gets as many virtual CPU devices as --devices says. On a machine with accelerators one process drives them
+all, and this is not needed. Ctrl-C saves and ends all of them; if one fails the others end too.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2, help="how many (default 2)")
+    parser.add_argument("--devices", type=int, default=4, help="virtual devices of each (default 4)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the script and its flags")
+    args = parser.parse_args()
+    if not args.command or args.processes < 1 or args.devices < 1:
+        parser.error("expected a script to run, and at least one process and device: --help has an example")
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={args.devices}"
+    # Many virtual devices on few cores dead-lock unless XLA is told of more cores than there are.
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": str(2 * args.processes * args.devices), "XLA_FLAGS": flags}
+    ours = [f"--coordinator={address}", f"--num_processes={args.processes}"]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all of them, and they know what to do
+    running = [
+        subprocess.Popen([sys.executable, *args.command, *ours, f"--process_id={i}"], env=env)
+        for i in range(args.processes)
+    ]
+    signal.signal(signal.SIGTERM, lambda *_: running[0].terminate())  # who tells the others
+    codes = [process.wait() for process in running]
+    for i, code in enumerate(codes):
+        if code:
+            print(f"process {i} ended with code {code}", file=sys.stderr)
+    return next((abs(code) for code in codes if code), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
