@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from flowguide import build, checkpoint, cli, couplings, processes, sampling
-from flowguide.cli import folder, interrupted_by_signals, join_processes, prepare_workdir, run_script
+from flowguide.cli import failing_at_once, folder, interrupted_by_signals, join_processes, prepare_workdir, run_script
 from flowguide.condition import given
 from flowguide.data import (
     DataInfo,
@@ -121,7 +121,7 @@ def train(
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
     log_to = Log(workdir, first, config.steps, config.batch_size, silent=not processes.leads())
-    with saves, log_to as log, interrupted_by_signals() as interrupted:
+    with saves, log_to as log, interrupted_by_signals() as interrupted, failing_at_once():
         log.say(
             f"{data.info.name}: {data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
             f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,34 +40,51 @@ def run_script(main: Callable[[], None], epilogue: str = "") -> None:
     ``--help`` prints the docstring of the script, its flags and ``epilogue``. Where several processes run the script,
     one that fails ends at once, and with it the others.
     """
-    script = Path(sys.argv[0]).name
     logging.set_verbosity(logging.ERROR)  # the libraries warn of what is meant to be
     try:
         _parse_flags(sys.argv, epilogue)
         main()
-    except (UserError, flags.Error) as error:
-        print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        _exit(2)
     except Exception as error:
-        if not jax.distributed.is_initialized():
-            raise
+        _end(error)
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Of several processes, one that fails within ends there: what it would close, others would have to close too."""
+    try:
+        yield
+    except Exception as error:
+        if _several():
+            _end(error)
+        raise
+
+
+def _several() -> bool:
+    return jax.distributed.is_initialized() and processes.several()
+
+
+def _end(error: Exception) -> None:
+    """Says what the exception that is being handled means, and ends the process; one of several, without the others."""
+    ours, several, script = isinstance(error, UserError | flags.Error), _several(), Path(sys.argv[0]).name
+    if ours:
+        print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    elif several:
         traceback.print_exc()
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            print(
-                f"{script}: error: process {jax.process_index()} of {jax.process_count()} ends, most likely because "
-                "another one did: see there. Start all of them again; a run goes on from its last checkpoint",
-                file=sys.stderr,
-            )
-        _exit(1)
-
-
-def _exit(code: int) -> None:
-    """Ends the process. One of several does not wait for the others, who may be waiting for it."""
-    if not jax.distributed.is_initialized():
-        sys.exit(code)
+        print(
+            f"{script}: error: process {jax.process_index()} of {jax.process_count()} ends, and with it the others; if "
+            "what is above tells of a lost connection, another one ended first. Start all of them again: a run goes on "
+            "from its last checkpoint",
+            file=sys.stderr,
+        )
+    else:
+        raise error
+    if not several:
+        sys.exit(2)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    if processes.leads():
+        time.sleep(2)  # the others end as soon as this one does, and may have something to say
+    os._exit(2 if ours else 1)
 
 
 def _parse_flags(argv: list[str], epilogue: str) -> None:

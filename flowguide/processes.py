@@ -7,6 +7,7 @@ spread over processes are written and read by Orbax, each process its own part.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -55,6 +56,9 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
         raise UserError(
             f"--coordinator={coordinator} needs --num_processes=N and --process_id=0 to N - 1; got {count} and {index}"
         )
+    # Said first: JAX itself ends a process that waits in vain, with no more than a code.
+    told = f"process {index} of {count} joins the others at {coordinator}; all must have started within a minute"
+    print(told, file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=60, **limits)
     except (ValueError, RuntimeError) as error:

@@ -145,6 +145,23 @@ def test_processes_that_differ_are_refused(config, tmp_path, what):
     assert not (tmp_path / "a" / "checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_one_that_fails_ends_and_so_do_the_others(config, tmp_path):
+    """With an error of its own, in the loop, while the others wait for it in the next step."""
+    failing = tmp_path / "failing.py"
+    failing.write_text(
+        config.read_text() + "\n\nimport sys\nfrom flowguide.training.logs import Log\n\n\ndef tick(self, loss):\n"
+        "    if '--process_id=1' in sys.argv:\n        raise OSError('the disk of this host is gone')\n\n\n"
+        "Log.tick = tick\n"
+    )
+    pair = launch("train.py", f"--config={failing}", f"--workdir={tmp_path}/a", devices=1)
+    codes, outputs = finish(pair, 2 * BOUND)
+    assert codes[1] == 1
+    assert "the disk of this host is gone" in outputs[1]
+    assert "process 1 of 2 ends, and with it the others" in outputs[1]
+    assert codes[0] not in (0, 2)
+
+
 COORDINATES = {
     "no index": (("localhost:1", 2, None), "--num_processes=N and --process_id=0 to N - 1; got 2 and None"),
     "an index too large": (("localhost:1", 2, 2), "got 2 and 2"),
