@@ -249,6 +249,8 @@ def _validation(
 ) -> Callable[[PyTree], float]:
     """The loss of parameters on the first ``count`` examples of the test split, always with the same draws."""
     share = count // layout.mesh.size * layout.mesh.size // jax.process_count()
+    if not share:
+        raise UserError(f"{count} examples to validate with are fewer than the devices, {layout.mesh.size}: take more")
     numbers = np.arange(share, dtype=np.int32) + share * jax.process_index()
     batch = read(numbers)
     batch = Batch(batch.x, batch.value, numbers)

@@ -44,8 +44,18 @@ def array_hash(a: Array) -> Array:
         a = a.astype(jnp.uint8)
     size = min(a.dtype.itemsize, 4)
     # An element of eight bytes becomes two of four.
-    bits = jax.lax.bitcast_convert_type(a, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32).reshape(-1)
-    return jnp.sum(_mix(bits + _mix(jnp.arange(bits.size, dtype=jnp.uint32))), dtype=jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(a, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
+    return jnp.sum(_mix(bits + _mix(_positions(bits.shape))), dtype=jnp.uint32)
+
+
+def _positions(shape: tuple[int, ...]) -> Array:
+    """The place of each element in the flattened array. Not by flattening it: of one that is split, every device would
+    need the whole."""
+    places, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return places
 
 
 def _mix(h: Array) -> Array:

@@ -18,7 +18,7 @@ import train as script
 from flowguide import build, checkpoint, sampling
 from flowguide.data import batches
 from flowguide.errors import UserError
-from flowguide.hashes import json_hash, leaf_hashes
+from flowguide.hashes import array_hash, json_hash, leaf_hashes
 from flowguide.training import spread
 from flowguide.training.step import init_state
 
@@ -229,6 +229,9 @@ def test_hashes_do_not_depend_on_where_an_array_lies():
     places = [PartitionSpec(), PartitionSpec("a"), PartitionSpec("a", "b"), PartitionSpec(None, ("a", "b"))]
     found = {leaf_hashes([jax.device_put(a, NamedSharding(mesh, place))])["[0]"] for place in places}
     assert found == {leaf_hashes([jnp.asarray(a)])["[0]"]}
+    # Of an array that is split no device sees the whole, only sums travel.
+    split = jax.device_put(a, NamedSharding(mesh, places[-1]))
+    assert "all-gather" not in jax.jit(array_hash).lower(split).compile().as_text()
     assert json_hash({"a": 1, "b": [2]}) == json_hash({"b": [2], "a": 1}) != json_hash({"a": 1, "b": [3]})
 
 

@@ -18,11 +18,11 @@ from flowguide import checkpoint, processes, sampling
 from flowguide.errors import UserError
 
 BOUND = 90  # seconds for the others to end, on a loaded machine; the heartbeat is 20
-STEPS = 120
+STEPS = 80
 
 
 def changes():
-    return {"steps": STEPS, "decay": "none", "eval_every": 60, "coupling": {"name": "independent"}}
+    return {"steps": STEPS, "decay": "none", "eval_every": 40, "coupling": {"name": "independent"}}
 
 
 @pytest.fixture(scope="module")

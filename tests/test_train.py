@@ -275,6 +275,8 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tm
         ({"lr": 0.0}, "lr must be positive"),
         ({"warmup": 20}, "warm-up must end before the run does"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"layout": {"name": "fsdp", "shards": 3}}, "shards must divide the number of devices, 8; got 3"),
+        ({"layout": {"name": "pmap"}}, "unknown layout 'pmap': there are data_parallel, fsdp"),
     ],
     ids=str,
 )
