@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 def pytest_collection_modifyitems(items):
     """The files that take longest go first, so that processes side by side end together."""
-    longest = ("test_train.py", "test_sample.py", "test_rules.py", "test_tilted.py")
+    longest = ("test_checkpoint.py", "test_processes.py", "test_train.py", "test_sample.py", "test_rules.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 

@@ -1,6 +1,7 @@
 """What is read back is what was saved, or it is said that it is not: every file damaged in turn."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ def run(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("checkpoint") / "run"
     config = small(data_dir, steps=12, eval_every=100)
     last = script.train(config, workdir)
-    data = build.dataset(config, "train")
+    data = build.dataset(config, config.data.split)
     optimizer, _ = build.optimizer(config)
     like = init_state(build.network(config, data.info), optimizer, jax.random.key(9))
 
@@ -58,7 +59,7 @@ def test_checkpoints_move_between_layouts(run, data_dir, tmp_path):
     """To the bit, from each to the next and back to the first; a part at a time goes straight to its device."""
     _, states, _ = run
     state, stream, meta = states[12]
-    data = build.dataset(small(data_dir), "train")
+    data = build.dataset(small(data_dir), small(data_dir).data.split)
     for i, name in enumerate([*LAYOUTS, next(iter(LAYOUTS))]):
         with checkpoint.manager(tmp_path / str(i)) as saves:
             checkpoint.save(saves, state, stream, meta, wait=True)
@@ -242,6 +243,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(data_dir, tmp_path):
     config.write_text(
         "from flowguide import build\n\n\ndef get_config():\n    c = build.default()\n"
         f'    c.data.name, c.data.data_dir = "mixture2d", {str(data_dir)!r}\n'
+        '    c.data.split, c.data.test_split = "train[:4%]", "test[:5%]"\n'
         '    c.network = {"name": "mlp", "width": 16, "depth": 2}\n'
         '    c.update({"batch_size": 32, "steps": 1000, "warmup": 2, "checkpoint_every": 10, "eval_every": 1000})\n'
         "    c.preview.every = 0\n    return c\n"
@@ -249,7 +251,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(data_dir, tmp_path):
 
     def start(workdir, *more):
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *more]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}  # eight take longer to start
+        return subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
 
     whole = start(tmp_path / "whole")
     assert whole.wait() == 0, whole.stderr.read()
