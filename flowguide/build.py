@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from flowguide import couplings, losses, paths, targets, times
 from flowguide.condition import Fields
-from flowguide.data import DataInfo, Dataset, open_dataset
+from flowguide.data import DataInfo, Dataset, describe_dataset, open_dataset
 from flowguide.errors import UserError
 from flowguide.networks import CLASSIFIERS, NETWORKS, Network, as_network
 from flowguide.training import ema
@@ -66,6 +66,10 @@ FORCEABLE = ("lr", "warmup", "decay", "b2", "weight_decay", "accumulate", "times
 FORCEABLE += ("drop_rate", "drop_field_rate", "flip", "ema")
 
 
+# What the layout "fsdp" takes; data_parallel has none of it.
+FSDP = {"shards": 0, "min_size": 2**14, "overrides": ()}
+
+
 def default() -> Config:
     """Every setting and its default. An experiment in ``configs/`` changes what is its own; a typo raises."""
     return ConfigDict(
@@ -104,8 +108,8 @@ def default() -> Config:
                 "image_size": 0,  # crop and resize to this; 0: as they are
             },
             "network": {"name": "unet"},
-            # data_parallel: the state whole on every device; fsdp: split over devices (shards, min_size, overrides)
-            "layout": {"name": "data_parallel"},
+            # data_parallel: the state whole on every device; fsdp: split into shards (0: as many as there are devices)
+            "layout": {"name": "data_parallel", **FSDP},
             "log_every": 50,  # steps
             "checkpoint_every": 1000,
             "keep": 2,  # checkpoints beside the best
@@ -132,6 +136,16 @@ def dataset(config: Config, split: str, fields: Fields | None = None) -> Dataset
     return open_dataset(
         d.name, split, fields or tuple(d.fields) or None, d.data_dir or None, image_size=d.image_size or None
     )
+
+
+def data_info(config: Config) -> DataInfo:
+    """What the config's data are, whether or not they are there.
+
+    Raises:
+      DataError: if the set is not known, or has no such fields.
+    """
+    d = config.data
+    return describe_dataset(d.name, tuple(d.fields) or None, d.data_dir or None, image_size=d.image_size or None)
 
 
 def network(config: Config, info: DataInfo) -> Network:
@@ -221,7 +235,9 @@ def profile(config: Config) -> ema.Profile:
 
 def layout(config: Config, devices: Sequence[Device]) -> Layout:
     """How the run lies over ``devices``, those of all processes."""
-    return _choose(LAYOUTS, "layout", config.layout, devices)
+    whole = config.layout.name == "data_parallel"
+    settings = {name: value for name, value in config.layout.items() if not (whole and name in FSDP)}
+    return _choose(LAYOUTS, "layout", settings, devices)
 
 
 def check_sizes(config: Config, devices: int) -> None:

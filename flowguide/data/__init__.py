@@ -8,7 +8,7 @@ for batch in batches(dataset, batch_size=128, seed=0):
 """
 
 from flowguide.data.builders import OURS
-from flowguide.data.dataset import Batch, Dataset, open_dataset
+from flowguide.data.dataset import Batch, Dataset, describe_dataset, open_dataset
 from flowguide.data.errors import DataError
 from flowguide.data.info import DataInfo, info_from_json, info_to_json
 from flowguide.data.pixels import to_image, to_model
@@ -24,6 +24,7 @@ __all__ = [
     "Dataset",
     "batches",
     "check_fingerprint",
+    "describe_dataset",
     "encode",
     "fingerprint",
     "info_from_json",

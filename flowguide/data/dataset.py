@@ -14,7 +14,7 @@ from flowguide.condition import Field, Fields, Label, Tokens, Vector
 from flowguide.data import pixels, tokens
 from flowguide.data.errors import DataError
 from flowguide.data.info import DataInfo
-from flowguide.data.preparing import prepared_builder
+from flowguide.data.preparing import find_builder, prepared_builder
 
 MEMORY_LIMIT = 2**29  # bytes of decoded examples; the train split of CIFAR-10 takes 154 MB
 
@@ -107,6 +107,23 @@ def open_dataset(
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
         return Dataset(info, split, str(builder.version), size, True, lambda i: jax.tree.map(lambda a: a[i], whole))
     return Dataset(info, split, str(builder.version), size, False, read)
+
+
+def describe_dataset(
+    name: str,
+    fields: Sequence[str] | Fields | None = None,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+) -> DataInfo:
+    """What ``open_dataset`` would tell of a data set, which need not be there; the arguments are the same.
+
+    Raises:
+      DataError: where the set or a field is not known, or cannot be used in the way asked for.
+    """
+    builder = find_builder(name, data_dir)
+    _, shape, kind = _example(name, builder.info.features, image_size)
+    return DataInfo(name, shape, kind, _fields(builder, fields))
 
 
 def _example(name: str, features: Any, image_size: int | None) -> tuple[str, tuple[int, ...], str]:
