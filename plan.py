@@ -5,7 +5,7 @@ python plan.py --config=configs/imagenet64.py --devices=256 --chip=v5e --config.
 The step is compiled, with nothing but shapes, for as many virtual devices as --devices says. Parameters and state are
 exact. What a step needs beside the state is what XLA's compiler for CPUs makes of it, which lays out and fuses in its
 own way and computes bfloat16 in float32: an estimate, mostly from above. Operations are those of matrix products and
-convolutions, forwards, backwards and recomputed; the time assumes that --mfu of the chip's peak is reached, and no more.
+convolutions, forwards, backwards and recomputed; the time assumes --mfu of the chip's peak, and nothing else.
 """
 
 import os
