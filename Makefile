@@ -1,12 +1,13 @@
-# make demo: train on faces and sample from the model.  make test: run the tests.  make pod-demo: two processes as one.
-# Both set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
+# make demo: train on faces and sample from the model.  make pod-demo: the same by two processes as one.
+# make test: run the tests.  make test-slow: those that train models, or start processes and kill them.
+# All set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 RUN    := runs/avatars
 
-.PHONY: demo pod-demo test lint clean
+.PHONY: demo pod-demo test test-slow lint clean
 
 demo: $(VENV)/ready
 	$(PY) train.py --config=configs/avatars.py --workdir=$(RUN)
@@ -32,8 +33,12 @@ pod-demo: $(VENV)/ready
 	$(POD) sample.py --workdir=runs/pod --cond="hat=red" --num=36 --solver=ab2
 	@echo "Drawn by two processes from what two processes trained: runs/pod/samples/grid.png"
 
+TESTS := $(PY) -m pytest --numprocesses=auto --maxprocesses=4
 test: $(VENV)/ready
-	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(TESTS) --dist=loadfile -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(TESTS) --dist=worksteal -m slow
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -12,10 +12,11 @@ os.environ.update(
     JAX_PLATFORMS="cpu",
     NPROC="16",
     XLA_FLAGS=(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip(),
+    # Processes side by side do not share a cache: one may read what another is still writing.
+    JAX_COMPILATION_CACHE_DIR=os.path.join(
+        tempfile.gettempdir(), f"flowguide-jax-cache-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+    ),
 )
-# Processes side by side do not share a cache: one may read what another is still writing.
-CACHE = f"flowguide-jax-cache-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
