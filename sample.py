@@ -9,6 +9,7 @@ number of devices.
 """
 
 import json
+import signal
 import sys
 import time
 from itertools import product
@@ -153,6 +154,9 @@ def main() -> None:
         raise UserError("expected --workdir=DIR, a folder that train.py has written; --help lists all flags")
     out = folder(OUT.value) if OUT.value else folder(WORKDIR.value) / "samples"
     join_processes()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it where there are several processes; here it ends
+    own = flags.FLAGS.get_flags_for_module(sys.argv[0])
+    processes.check_same("command", {flag.name: flag.value for flag in own})
     gammas = _numbers("gamma", GAMMA.value)
     interval = None
     if INTERVAL.value is not None:
@@ -203,13 +207,16 @@ def main() -> None:
     if EXPORT.value is not None:
         if processes.leads():
             _export(run, weak, composed, method, Path(EXPORT.value))
+        processes.wait("the sampler is exported")
         return
     if processes.leads():
         prepare_workdir(out)
 
     if method.grid == FITTED:
         method = method._replace(grid="uniform")
-        method = method._replace(grid=_fitted(run, list(product(gammas, conds)), method))
+        fitted = _fitted(run, list(product(gammas, conds)), method)
+        # Nodes are constants of the program, which must be the same everywhere, to the bit.
+        method = method._replace(grid=tuple(processes.of_leader(fitted).tolist()))
 
     # Draw: one cell for each γ and condition, all by the same compiled program.
     cells, drawn, sizes, started = [], [], {}, time.perf_counter()

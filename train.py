@@ -50,7 +50,9 @@ PROFILE_STEPS = flags.DEFINE_list(
     "profile_steps", None, "trace from this step to that, as 100,110, into WORKDIR/profile for TensorBoard or XProf"
 )
 CACHE_DIR = flags.DEFINE_string(
-    "cache_dir", None, "compiled programs are kept here for the next start; by default WORKDIR/compiled"
+    "cache_dir",
+    None,
+    "compiled programs are kept here for the next start; by default WORKDIR/compiled. They are run as they are",
 )
 STOP_AFTER = flags.DEFINE_integer("stop_after", None, "save and stop after this step, as if interrupted", lower_bound=1)
 
@@ -81,6 +83,7 @@ def train(
     profile: tuple[int, int] | None = None,
 ) -> TrainState:
     # Build. Whatever can be wrong is found out here, before anything is written or computed.
+    processes.check_same("config", [config.to_dict(), stop_after])
     devices, rank, ranks = jax.devices(), jax.process_index(), jax.process_count()
     build.check_sizes(config, len(devices))
     layout = build.layout(config, devices)
@@ -93,12 +96,13 @@ def train(
     share = config.batch_size // ranks
     stream = batches(data, share, config.seed, process_index=rank, process_count=ranks)
     position_of = fingerprint(data, config.batch_size, config.seed)
-    processes.check_same("config or data", [config.to_dict(), position_of])
+    processes.check_same("data set", position_of)
     _open(workdir, config, data.info, force)
 
     # A state: a fresh one, or the last that was saved.
     init_key, draw_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     saves = checkpoint.manager(workdir, config.keep)
+    processes.check_same("list of checkpoints", sorted(saves.all_steps()))
     if saves.latest_step() is None:
         state = init_state(network, optimizer, init_key, layout.shardings)
     else:
@@ -121,7 +125,7 @@ def train(
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
     log_to = Log(workdir, first, config.steps, config.batch_size, silent=not processes.leads())
-    with saves, log_to as log, interrupted_by_signals() as interrupted, failing_at_once():
+    with checkpoint.closing(saves), log_to as log, interrupted_by_signals() as interrupted, failing_at_once():
         log.say(
             f"{data.info.name}: {data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
             f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "
@@ -146,6 +150,7 @@ def train(
                     if processes.leads():
                         told = json.dumps({"step": number, "examples": examples})
                         (workdir / "nonfinite.json").write_text(told + "\n")
+                    checkpoint.finish(saves)
                     raise UserError(
                         f"{what}, and so in {in_a_row} steps in a row: lower lr or clip. The last checkpoint is of "
                         f"step {saves.latest_step()}; the examples of the batch are {examples[:8]} and so on, all in "
@@ -160,66 +165,81 @@ def train(
 
         def keep(number: int, scores: dict[str, float], wait: bool) -> None:
             if not replicas_agree(state):
+                checkpoint.finish(saves)
                 raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
+            checkpoint.save(saves, state, stream, position_of, scores or None, wait=wait)
+
+        def show(preview: Callable[[PyTree, int], np.ndarray | None], number: int) -> None:
             try:
-                checkpoint.save(saves, state, stream, position_of, scores or None, wait=wait)
-            except checkpoint.SaveError as error:
-                try:
-                    place = checkpoint.rescue(state, stream, position_of, workdir)
-                    cure = f"the state of step {number} was saved to {place}: make room, and move its checkpoints here"
-                except checkpoint.SaveError as second:
-                    cure = f"nor could the state of step {number} be saved elsewhere ({second}): make room"
-                raise UserError(f"a checkpoint cannot be written to {workdir} ({error}); {cure}") from error
-
-        for number in range(first + 1, config.steps + 1):
-            if tracing and number == tracing[0]:
-                jax.profiler.start_trace(str(workdir / "profile"))
-            batch, started = next(stream), time.perf_counter()
-            state, metrics = step(state, Batch(batch.x, batch.value, index), lesson)
-            if number == first + 1:  # the call that compiles; what it computes goes on in the background
-                log.say(
-                    f"compiled in {time.perf_counter() - started:.1f} s; each device holds "
-                    f"{bytes_on(jax.local_devices()[0], state) / 2**20:,.1f} MiB of the state"
-                )
-            if late is not None:
-                report(number - 1, late)
-            late = metrics
-
-            last, stop = number == config.steps, number == stop_after or interrupted(number)
-            save = last or stop or number % config.checkpoint_every == 0
-            if save:  # nothing is kept of a step that was not seen to be finite
-                report(number, late)
-                late = None
-            scores = {}
-            if last or number % config.eval_every == 0:
-                scores = {checkpoint.BEST_BY: validate(state.ema)}
-                log.scalars(number, scores)
-            if tracing and tracing[0] <= number <= tracing[1] and (number == tracing[1] or stop):
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
-                log.say(f"steps {tracing[0]} to {number} are traced in {workdir / 'profile'}")
-            if save:
-                keep(number, scores, wait=last or stop)
-            if preview and (last or number % config.preview.every == 0):
                 log.picture(number, "samples", preview(state.ema, number))
-            if stop:
-                log.say(f"stopped after step {number}: the same command goes on from there")
-                break
+            except UserError as error:  # samples that are not finite are no reason to end a run
+                log.say(f"no preview at step {number}: {error}")
+
+        try:
+            for number in range(first + 1, config.steps + 1):
+                if tracing and number == tracing[0]:
+                    jax.profiler.start_trace(str(workdir / "profile"))
+                batch, started = next(stream), time.perf_counter()
+                state, metrics = step(state, Batch(batch.x, batch.value, index), lesson)
+                if number == first + 1:  # the call that compiles; what it computes goes on in the background
+                    log.say(
+                        f"compiled in {time.perf_counter() - started:.1f} s; each device holds "
+                        f"{bytes_on(jax.local_devices()[0], state) / 2**20:,.1f} MiB of the state"
+                    )
+                if late is not None:
+                    report(number - 1, late)
+                late = metrics
+
+                last, stop = number == config.steps, number == stop_after or interrupted(number)
+                save = last or stop or number % config.checkpoint_every == 0
+                if save:  # nothing is kept of a step that was not seen to be finite
+                    report(number, late)
+                    late = None
+                scores = {}
+                if last or number % config.eval_every == 0:
+                    scores = {checkpoint.BEST_BY: validate(state.ema)}
+                    log.scalars(number, scores)
+                if tracing and tracing[0] <= number <= tracing[1] and (number == tracing[1] or stop):
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                    log.say(f"steps {tracing[0]} to {number} are traced in {workdir / 'profile'}")
+                if save:
+                    keep(number, scores, wait=last or stop)
+                if preview and (last or number % config.preview.every == 0):
+                    show(preview, number)
+                if stop:
+                    log.say(f"stopped after step {number}: the same command goes on from there")
+                    break
+        except (checkpoint.SaveError, OSError) as error:  # a full disk, a folder that is gone
+            try:
+                place = checkpoint.rescue(state, stream, position_of, workdir)
+                cure = f"saved to {place}: make room, and move its checkpoints here"
+            except checkpoint.SaveError as second:
+                cure = f"lost, as it could not be saved elsewhere either ({second}): make room"
+            raise UserError(
+                f"{workdir} cannot be written to ({error}); the state of step {int(state.step)} was {cure}"
+            ) from error
         if draws:
             log.say(f"pictures are in {workdir / 'previews'}; draw more with: python sample.py --workdir={workdir}")
+    processes.wait("all is written")
     return state
 
 
 def _open(workdir: Path, config: build.Config, info: DataInfo, force: bool) -> None:
     """The folder of the run: one process makes it, or sees that the run in it is this one, and all must find it."""
+    mark = workdir / f".start-{processes.of_leader(time.time_ns() % 2**31)}"
     if processes.leads():
         prepare_workdir(workdir)
         if (workdir / "config.json").exists():
             build.check_same_run(build.read_config(workdir), config, force)
         build.write_config(config, workdir)
-        (workdir / "info.json").write_text(json.dumps(info_to_json(info), indent=1) + "\n")
+        build.replace_text(workdir / "info.json", json.dumps(info_to_json(info), indent=1) + "\n")
+        mark.touch()
     processes.wait("workdir")
-    if not processes.all_of((workdir / "info.json").exists()):
+    found = processes.all_of(mark.exists())
+    if processes.leads():
+        mark.unlink()
+    if not found:
         raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
 
 

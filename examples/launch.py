@@ -30,11 +30,11 @@ def main() -> int:
     # Many virtual devices on few cores dead-lock unless XLA is told of more cores than there are.
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": str(2 * args.processes * args.devices), "XLA_FLAGS": flags}
     ours = [f"--coordinator={address}", f"--num_processes={args.processes}"]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all of them, and they know what to do
     running = [
         subprocess.Popen([sys.executable, *args.command, *ours, f"--process_id={i}"], env=env)
         for i in range(args.processes)
     ]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all of them, and they know what to do
     signal.signal(signal.SIGTERM, lambda *_: running[0].terminate())  # who tells the others
     codes = [process.wait() for process in running]
     for i, code in enumerate(codes):

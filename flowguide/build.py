@@ -255,7 +255,14 @@ def check_sizes(config: Config, devices: int) -> None:
 
 def write_config(config: Config, workdir: Path) -> None:
     """Keeps the config beside the run."""
-    (workdir / "config.json").write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    replace_text(workdir / "config.json", json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file such that, whatever happens, it has either the old text or the new."""
+    beside = file.with_name(f".{file.name}.new")
+    beside.write_text(text)
+    beside.replace(file)
 
 
 def read_config(workdir: Path) -> Config:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from flowguide.training.step import TrainState
 from flowguide.typing import PyTree
 
 BEST_BY = "val_loss"
+ARRAYS, JSON = ("params", "ema", "train"), ("data", "meta", "hashes")  # what a checkpoint has
 
 
 def folder(workdir: Path) -> Path:
@@ -34,17 +38,41 @@ def manager(workdir: Path, keep: int = 2, alone: bool = False) -> ocp.Checkpoint
 
     All processes save together or, if ``alone``, this one without the others.
     """
-    best = BestN(
-        get_metric_fn=lambda metrics: metrics[BEST_BY], reverse=True, n=1, keep_checkpoints_without_metrics=False
-    )
+
+    def score(metrics: dict[str, float]) -> float:
+        return metrics[BEST_BY]
+
+    best = BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+        best_fn=score,  # without it Orbax would not write the scores down, and a new start would forget which was best
+        best_mode="min",
         multiprocessing_options=_alone() if alone else ocp.options.MultiprocessingOptions(),
         create=not alone,  # Orbax wants all processes for that
     )
+    handlers: dict[str, Any] = {}
     if alone:
         folder(workdir).mkdir(exist_ok=True)
-    return ocp.CheckpointManager(folder(workdir).absolute(), options=options)
+        if processes.several():  # left to itself, Orbax lets only the first of them write what all have
+            anyone = ocp.type_handlers.ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False)
+            ocp.type_handlers.register_type_handler(jax.Array, anyone, override=True)
+        handlers = {name: ocp.JsonCheckpointHandler(multiprocessing_options=_alone()) for name in JSON}
+        handlers |= {name: ocp.StandardCheckpointHandler(multiprocessing_options=_alone()) for name in ARRAYS}
+    else:
+        _set_aside_unreadable_scores(folder(workdir))
+    return ocp.CheckpointManager(folder(workdir).absolute(), options=options, item_handlers=handlers or None)
+
+
+@contextlib.contextmanager
+def closing(to: ocp.CheckpointManager) -> Iterator[None]:
+    """Closes a manager. After a failure that one is told, not what closing makes of a save that has failed as well."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            to.close()
+        raise
+    to.close()
 
 
 class SaveError(Exception):
@@ -73,22 +101,50 @@ def save(
     Raises:
       SaveError: if this one, or the one before it, which was written meanwhile, cannot be.
     """
-    # A copy, because the next step is given the memory of this state while the save is still reading it.
-    state = jax.tree.map(lambda a: a.copy(), state)
-    parts = {"params": state.params, "ema": state.ema, "train": {"step": state.step, "opt_state": state.opt_state}}
-    hashes = {name: leaf_hashes(part) for name, part in parts.items()}
-    position = data.get_state()  # the same in all processes, and for any number of them
-    hashes |= {"data": json_hash(position), "meta": json_hash(meta)}
-    items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in parts.items()}  # pyright: ignore[reportCallIssue]
-    items["data"] = ocp.args.JsonSave(position)  # pyright: ignore[reportCallIssue]
-    items["meta"] = ocp.args.JsonSave(meta)  # pyright: ignore[reportCallIssue]
-    items["hashes"] = ocp.args.JsonSave(hashes)  # pyright: ignore[reportCallIssue]
-    try:
+    with _failing_to_save():
+        to.check_for_errors()  # where the last save failed here alone, other processes must not be waited for
+        state = jax.tree.map(_copy_on_cpu, state)
+        parts = {"params": state.params, "ema": state.ema, "train": {"step": state.step, "opt_state": state.opt_state}}
+        hashes = {name: leaf_hashes(part) for name, part in parts.items()}
+        position = data.get_state()  # the same in all processes, and for any number of them
+        hashes |= {"data": json_hash(position), "meta": json_hash(meta)}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in parts.items()}  # pyright: ignore[reportCallIssue]
+        items["data"] = ocp.args.JsonSave(position)  # pyright: ignore[reportCallIssue]
+        items["meta"] = ocp.args.JsonSave(meta)  # pyright: ignore[reportCallIssue]
+        items["hashes"] = ocp.args.JsonSave(hashes)  # pyright: ignore[reportCallIssue]
         to.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
-        if wait:
-            to.wait_until_finished()
+    if wait:
+        finish(to)
+
+
+def finish(to: ocp.CheckpointManager) -> None:
+    """Waits until all is written.
+
+    Raises:
+      SaveError: if it cannot be.
+    """
+    with _failing_to_save():
+        while to.is_saving_in_progress():
+            to.check_for_errors()  # one that failed would wait for the others at a barrier, and they for it
+            time.sleep(0.05)
+        to.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _failing_to_save() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # a full disk, a bucket that has gone: each storage has its own kinds
-        raise SaveError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        text = " ".join(str(error).split())
+        # The cause comes last, after all the layers that pass it on.
+        raise SaveError(f"{type(error).__name__}: {text if len(text) <= 400 else f'… {text[-400:]}'}") from error
+
+
+def _copy_on_cpu(a: Any) -> Any:
+    """On CPUs Orbax writes from the very memory that the next step is given; elsewhere it has a copy of its own by the
+    time that ``save`` returns."""
+    on_cpu = isinstance(a, jax.Array) and all(device.platform == "cpu" for device in a.devices())
+    return a.copy() if on_cpu else a
 
 
 def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any], workdir: Path) -> Path:
@@ -103,10 +159,8 @@ def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any],
     Raises:
       SaveError: if there is no room there either, or this process has only a part of the state.
     """
-    if processes.several():
-        if not all(a.is_fully_replicated for a in jax.tree.leaves(state)):
-            raise SaveError("the state is spread over several processes")
-        state = jax.tree.map(lambda a: a.addressable_data(0), state)
+    if not all(a.is_fully_replicated or a.is_fully_addressable for a in jax.tree.leaves(state)):
+        raise SaveError("the state is spread over several processes")
     try:
         place = Path(tempfile.mkdtemp(prefix="flowguide-rescued-"))
         for name in ("config.json", "info.json"):
@@ -162,6 +216,7 @@ def restore(
     if broken:
         processes.wait("broken checkpoints")
         to.reload()
+        processes.check_same("list of checkpoints", sorted(to.all_steps()))
     data.set_state(parts["data"])
     state = TrainState(parts["train"]["step"], parts["params"], parts["ema"], parts["train"]["opt_state"])
     return state, parts["meta"]
@@ -226,6 +281,7 @@ def _newest_whole(
     if not steps:
         raise UserError(f"no finished checkpoint in {found.directory}: let train.py reach its first one")
     reasons: dict[int, str] = {}
+    processes.check_same("list of checkpoints", list(steps))
     for step in steps:
         whole, reason = _attempt(partial(read, found, step))
         if not reason:  # the hashes are computed by all processes together, so all of them must have come to here
@@ -256,6 +312,19 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return result, reason if processes.all_of(not reason) else reason or "another process cannot read it"
+
+
+def _set_aside_unreadable_scores(checkpoints: Path) -> None:
+    """Moves away the checkpoints whose scores cannot be read: Orbax reads all of them as it opens the folder."""
+    if processes.leads():
+        for file in sorted(checkpoints.glob("*/metrics/metrics")):
+            step = file.parent.parent
+            try:
+                float(json.loads(file.read_bytes())[BEST_BY])
+            except (ValueError, TypeError, KeyError):
+                print(f"warning: the checkpoint {step} is damaged: its scores cannot be read", file=sys.stderr)
+                _move_away(step, checkpoints.parent / "broken" / step.name)
+    processes.wait("scores")
 
 
 def _compare(stored: dict[str, Any], got: dict[str, Any]) -> None:

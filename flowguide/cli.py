@@ -111,8 +111,8 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
 def interrupted_by_signals() -> Iterator[Callable[[int], bool]]:
     """Gives a function of the step that says whether to stop after it: Ctrl-C or a termination signal has come.
 
-    A second one ends at once. Of several processes it is enough that one gets the signal, and all are told to stop
-    after the same step; each must ask at every step.
+    A second one ends at once, where there is one process. Of several it is enough that one gets the signal, and all
+    are told to stop after the same step; each must ask at every step.
     """
     came = []
 

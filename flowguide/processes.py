@@ -101,6 +101,15 @@ def all_of(flag: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(flag)))) if several() else flag
 
 
+def of_leader(value: Any) -> np.ndarray:
+    """The value, a number or an array of the same shape in all of them, that process 0 has; to the bit."""
+    a = np.asarray(value)
+    if not several():
+        return a
+    bits = multihost_utils.broadcast_one_to_all(np.frombuffer(a.tobytes(), np.uint8))  # JAX would make float64 float32
+    return np.frombuffer(np.asarray(bits).tobytes(), a.dtype).reshape(a.shape)
+
+
 def check_same(what: str, value: Any) -> None:
     """Sees that every process has the same ``value``, which can be written as JSON.
 

@@ -172,7 +172,7 @@ def test_a_state_that_finds_no_room_is_rescued(run, data_dir, tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
     monkeypatch.setattr(checkpoint.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(UserError, match=r"cannot be written .*No space left.*step 12 was saved to .*make room"):
+    with pytest.raises(UserError, match=r"cannot be written to .*No space left.*step 12 was saved to .*make room"):
         script.train(small(data_dir, steps=12, eval_every=100), workdir)
     (rescued,) = tmp_path.glob("flowguide-rescued-*")
     assert same(sampling.load(rescued).params, states[12][0].ema)
@@ -180,6 +180,46 @@ def test_a_state_that_finds_no_room_is_rescued(run, data_dir, tmp_path, monkeypa
     shutil.move(rescued / "checkpoints" / "12", workdir / "checkpoints" / "12")
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", real)
     assert same(script.train(small(data_dir, steps=12, eval_every=100), workdir), states[12][0])
+
+
+def test_a_full_log_ends_the_run_and_loses_nothing(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.tempfile, "tempdir", str(tmp_path))
+    workdir = tmp_path / "full"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot be written to .*No space left.*step 4 was saved to"):
+        script.train(small(data_dir, log_every=3), workdir)
+    (rescued,) = tmp_path.glob("flowguide-rescued-*")
+    assert sampling.load(rescued).step == 4
+
+
+def test_the_best_is_kept_over_restarts_and_bad_scores_are_set_aside(run, tmp_path, capsys):
+    _, states, _ = run
+    state, stream, meta = states[12]
+
+    def save(step, loss):
+        with checkpoint.manager(tmp_path, keep=1) as saves:
+            at = state._replace(step=jnp.full_like(state.step, step))
+            checkpoint.save(saves, at, stream, meta, {checkpoint.BEST_BY: loss} if loss else None, wait=True)
+            return sorted(saves.all_steps())
+
+    assert save(1, 0.5) == [1]
+    assert [save(step, loss) for step, loss in ((2, 0.1), (3, None), (4, 0.3), (5, 0.2))][-1] == [2, 5]
+    for content in ('{"val', "[]", '{"val_loss": null}'):
+        (tmp_path / "checkpoints" / "5" / "metrics" / "metrics").write_text(content)
+        assert save(5, 0.2) == [2, 5]
+        assert "checkpoints/5 is damaged: its scores" in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "broken").iterdir()} == {"5", "5-1", "5-2"}
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "config.json"
+    build.replace_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        build.replace_text(file, "new\ud800")
+    assert file.read_text() == "old"
+    build.replace_text(file, "new")
+    assert file.read_text() == "new"
 
 
 def test_settings_that_fit_may_be_forced(run, data_dir, tmp_path):

@@ -130,36 +130,47 @@ def test_two_processes_are_one_run_through_faults(config, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["config", "folder"])
+@pytest.mark.parametrize("what", ["config", "folder", "command"])
 def test_processes_that_differ_are_refused(config, tmp_path, what):
-    own = {
-        "config": ((f"--workdir={tmp_path}/a",), (f"--workdir={tmp_path}/a", "--config.lr=0.1")),
-        "folder": ((f"--workdir={tmp_path}/a",), (f"--workdir={tmp_path}/b",)),
+    a, b = f"--workdir={tmp_path}/a", f"--workdir={tmp_path}/b"
+    name, own, message = {
+        "config": ("train.py", ((a,), (a, "--config.lr=0.1")), "process 1 has another config than process 0"),
+        "folder": ("train.py", ((a,), (b,)), "that their machines share"),
+        "command": ("sample.py", ((a,), (a, "--seed=1")), "process 1 has another command than process 0"),
     }[what]
-    slurm = what == "folder"
-    codes, outputs = finish(launch("train.py", f"--config={config}", devices=1, own=own, slurm=slurm), BOUND)
-    message = {"config": "process 1 has another config or data than process 0", "folder": "that their machines share"}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "info.json").write_text("{}")  # of a run, but not of this one
+    given = [] if name == "sample.py" else [f"--config={config}"]
+    codes, outputs = finish(launch(name, *given, devices=1, own=own, slurm=what == "folder"), BOUND)
     for code, output in zip(codes, outputs, strict=True):
         assert code == 2, output
-        assert message[what] in output
+        assert message in output
     assert not (tmp_path / "a" / "checkpoints").exists()
 
 
 @pytest.mark.slow
-def test_one_that_fails_ends_and_so_do_the_others(config, tmp_path):
+@pytest.mark.parametrize("error", ["OSError", "ArithmeticError"])
+def test_one_that_fails_ends_and_so_do_the_others(config, tmp_path, monkeypatch, error):
     """With an error of its own, in the loop, while the others wait for it in the next step."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     failing = tmp_path / "failing.py"
     failing.write_text(
         config.read_text() + "\n\nimport sys\nfrom flowguide.training.logs import Log\n\n\ndef tick(self, loss):\n"
-        "    if '--process_id=1' in sys.argv:\n        raise OSError('the disk of this host is gone')\n\n\n"
+        f"    if '--process_id=1' in sys.argv:\n        raise {error}('the disk of this host is gone')\n\n\n"
         "Log.tick = tick\n"
     )
     pair = launch("train.py", f"--config={failing}", f"--workdir={tmp_path}/a", devices=1)
     codes, outputs = finish(pair, 2 * BOUND)
-    assert codes[1] == 1
     assert "the disk of this host is gone" in outputs[1]
-    assert "process 1 of 2 ends, and with it the others" in outputs[1]
     assert codes[0] not in (0, 2)
+    if error == "OSError":  # then what it has in memory is saved by itself
+        assert codes[1] == 2
+        assert "the state of step 2 was saved to" in outputs[1]
+        (rescued,) = tmp_path.glob("flowguide-rescued-*")
+        assert sampling.load(rescued).step == 2
+    else:
+        assert codes[1] == 1
+        assert "process 1 of 2 ends, and with it the others" in outputs[1]
 
 
 COORDINATES = {

@@ -106,6 +106,17 @@ def test_what_a_run_leaves(whole):
     assert same(sampling.load(workdir, 16).params, run.params) is False
 
 
+def test_a_preview_that_fails_does_not_end_the_run(data_dir, tmp_path, monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise UserError("the samples are not finite")
+
+    monkeypatch.setattr(script.sampling, "sample", refuse)
+    config = small(data_dir, steps=3)
+    config.preview.every = 2
+    assert int(script.train(config, tmp_path).step) == 3
+    assert "no preview at step 2: the samples are not finite" in capsys.readouterr().out
+
+
 def test_keeps_the_newest_and_the_best(data_dir, tmp_path):
     script.train(small(data_dir, keep=1, checkpoint_every=4, eval_every=4), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from flowguide import guidance, paths, processes, solvers, tilted
@@ -44,8 +44,7 @@ class Layout(NamedTuple):
 
 def layout(devices: Sequence[Device] | None) -> Layout:
     """All devices, those of other processes too, or those given."""
-    devices = tuple(devices or jax.devices())
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    mesh = jax.sharding.Mesh(np.asarray(devices or jax.devices()), ("data",))
     return Layout(mesh, NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec()))
 
 
@@ -153,12 +152,11 @@ def sample(
             raise UserError(
                 f"{method.solver} did not reach tolerance {method.tolerance:g}: raise the tolerance or lower gamma"
             )
-        drawn.append(x[:kept])
+        if not np.isfinite(x).all():
+            raise UserError("the samples are not finite: lower gamma, take more steps, or train longer")
+        drawn.append(to_image(x[:kept]) if run.info.kind == "image" else x[:kept])
         cost.append(cost_each[:kept])
-    x = np.concatenate(drawn)
-    if not np.isfinite(x).all():
-        raise UserError("the samples are not finite: lower gamma, take more steps, or train longer")
-    return Samples(to_image(x) if run.info.kind == "image" else x, np.concatenate(cost))
+    return Samples(np.concatenate(drawn), np.concatenate(cost))
 
 
 def drawing(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -34,14 +36,17 @@ class Log:
     """Writes scalars and pictures of a run to ``workdir`` and its progress to the terminal.
 
     ``metrics.jsonl`` has one object a line; ``tensorboard/`` the same for TensorBoard. A context manager. One that is
-    ``silent``, of a process that does not lead, takes everything and writes nothing.
+    ``silent``, of a process that does not lead, takes everything and writes nothing. What cannot be written to
+    ``metrics.jsonl`` raises ``OSError``; what cannot be written to TensorBoard is warned of.
     """
 
     def __init__(self, workdir: Path, first: int, steps: int, batch_size: int, silent: bool = False) -> None:
         self._lines = (Path(os.devnull) if silent else workdir / "metrics.jsonl").open("a", buffering=1)
+        others = set(threading.enumerate())
         self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first, max_queue=100, write_to_disk=not silent
+            str(workdir / "tensorboard"), purge_step=first, max_queue=0, write_to_disk=not silent
         )
+        self._writers = set(threading.enumerate()) - others  # it writes in a thread
         self._bar = tqdm(
             total=steps,
             initial=first,
@@ -62,8 +67,11 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        self._board.close()
-        self._lines.close()
+        self._to_board(lambda board: board.close())
+        try:
+            self._lines.close()
+        except OSError as failure:  # that the run has ended, and why, is told by others
+            print(f"warning: the last lines of {self._lines.name} are lost: {failure}", file=sys.stderr)
 
     def tick(self, loss: float) -> None:
         """One step done, with its loss."""
@@ -75,7 +83,7 @@ class Log:
         """Writes ``values`` at ``step``."""
         self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._to_board(lambda board, name=name, value=value: board.add_scalar(name, value, step))
 
     def rate(self, step: int) -> float:
         """Examples a second since the last call."""
@@ -86,9 +94,22 @@ class Log:
     def picture(self, step: int, name: str, image: np.ndarray | None) -> None:
         """Shows a uint8 ``(h, w, 3)`` picture in TensorBoard; None where another process has it."""
         if image is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._to_board(lambda board: board.add_image(name, image, step, dataformats="HWC"))
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
         if not self._silent:
             self._bar.write(text)
+
+    def _to_board(self, act: Callable[[SummaryWriter], None]) -> None:
+        """Writes to TensorBoard while that works. Its thread ends where the disk is full, and whoever hands it more
+        waits for ever, without a word."""
+        if self._board is None:
+            return
+        try:
+            if not all(thread.is_alive() for thread in self._writers):
+                raise OSError("its files cannot be written")
+            act(self._board)
+        except OSError as failure:
+            self._board = None
+            print(f"warning: nothing more is written for TensorBoard: {failure}", file=sys.stderr)

@@ -105,8 +105,7 @@ def fsdp(
     shards = shards or len(devices)
     if shards < 1 or len(devices) % shards:
         raise ValueError(f"shards must divide the number of devices, {len(devices)}; got {shards}")
-    axes = (AxisType.Auto, AxisType.Auto)
-    mesh = jax.make_mesh((len(devices) // shards, shards), (DATA, FSDP), axis_types=axes, devices=devices)
+    mesh = _mesh((len(devices) // shards, shards), devices)
     split = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
     def sharding(place: tuple, leaf: Any) -> NamedSharding:
@@ -191,6 +190,14 @@ def _agreement(mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Callable[[list[A
 
     spread = jax.shard_map(agree, mesh=mesh, in_specs=(list(specs),), out_specs=PartitionSpec(), check_vma=False)
     return jax.jit(spread)
+
+
+def _mesh(shape: tuple[int, int], devices: Sequence[Device]) -> Mesh:
+    axes = (AxisType.Auto, AxisType.Auto)
+    try:  # such that neighbours in the mesh are neighbours in the network
+        return jax.make_mesh(shape, (DATA, FSDP), axis_types=axes, devices=devices)
+    except (ValueError, NotImplementedError):  # several nodes of GPUs, or a shape that the torus of a TPU has not
+        return Mesh(np.asarray(devices).reshape(shape), (DATA, FSDP), axis_types=axes)
 
 
 def _of_one_process(devices: Any) -> bool:

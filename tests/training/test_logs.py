@@ -1,6 +1,10 @@
 """What a run tells of its devices, and by whom."""
 
 import json
+import os
+import resource
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -40,3 +44,24 @@ def test_one_process_writes(tmp_path, capsys):
         assert bool(list(workdir.iterdir())) != silent
     (line,) = (tmp_path / "False" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["loss"] == 0.5
+
+
+def test_a_full_disk_does_not_hang_who_writes_to_tensorboard(tmp_path):
+    """No file of this process may grow beyond 4,000 bytes; its lines go nowhere, its pictures have no room."""
+    program = (
+        "import pathlib, sys, time; from flowguide.training.logs import Log\n"
+        "with Log(pathlib.Path(sys.argv[1]), 0, 9, 8) as log:\n"
+        "    for step in range(500): log.scalars(step, {'a': 1.0, 'b': 2.0}); time.sleep(0.002)\n"
+        "print('done')"
+    )
+    (tmp_path / "metrics.jsonl").symlink_to(os.devnull)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert "nothing more is written for TensorBoard" in done.stderr

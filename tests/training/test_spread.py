@@ -190,6 +190,20 @@ def test_shards_and_overrides_that_cannot_be_are_refused():
         build.layout(config, jax.devices())
 
 
+def test_devices_that_jax_makes_no_mesh_of_are_taken_in_their_order(monkeypatch):
+    """As nodes of GPUs and several TPU slices are, and shapes that the torus of a slice has not."""
+    expected = spread.fsdp(jax.devices(), 4).mesh
+    for error in (ValueError, NotImplementedError):
+
+        def refuse(*args, error=error, **options):
+            raise error("multi-slice topologies")
+
+        monkeypatch.setattr(jax, "make_mesh", refuse)
+        mesh = spread.fsdp(jax.devices(), 4).mesh
+        assert mesh == expected
+        assert mesh.devices.tolist() == np.reshape(jax.devices(), (2, 4)).tolist()
+
+
 def test_step_compiles_once():
     traces = []
     step_with = make_step(LOSS, OPTIMIZER, ema.constant(0.9))
