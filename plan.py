@@ -3,11 +3,13 @@
 python plan.py --config=configs/imagenet64.py --devices=256 --chip=v5e --config.layout.name=fsdp
 
 The step is compiled, with nothing but shapes, for as many virtual devices as --devices says. Parameters and state are
-exact. What a step needs beside the state is what XLA's compiler for CPUs makes of it, which lays out and fuses in its
-own way and computes bfloat16 in float32: an estimate, mostly from above. Operations are those of matrix products and
-convolutions, forwards, backwards and recomputed; the time assumes --mfu of the chip's peak, and nothing else.
+exact, up to how a chip lays out arrays. What a step needs beside the state is what XLA's compiler for CPUs makes of it,
+which lays out and fuses in its own way and computes bfloat16 in float32: an estimate from above, two to three times of
+what the compiler for TPUs needs. Operations are those of matrix products and convolutions, forwards, backwards and
+recomputed; the time assumes --mfu of the chip's peak, and nothing else.
 """
 
+import math
 import os
 import time
 
@@ -31,20 +33,24 @@ MEMORY = flags.DEFINE_float("memory", None, "memory in GiB of another chip")
 MFU = flags.DEFINE_float("mfu", 0.4, "share of the peak that is assumed to be reached")
 SHAPE = flags.DEFINE_list("shape", None, "of an example, where it is not that of the data: 32,32,4 for latents")
 
+TOO_HIGH = 3  # an estimate of a step's memory is at most that many times what a TPU needs, of the DiTs that were tried
+
 
 def main() -> None:
     if CONFIG.value is None:
         raise UserError("expected --config=configs/NAME.py; --help lists all flags")
     if not 0 < MFU.value <= 1:
         raise UserError(f"--mfu is a share of the peak, over 0 and up to 1; got {MFU.value:g}")
-    if min(PEAK.value or 1, MEMORY.value or 1) <= 0:
-        raise UserError(f"--peak and --memory are positive; got {PEAK.value} and {MEMORY.value}")
+    for name, value in (("peak", PEAK.value), ("memory", MEMORY.value)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} is a positive number; got {value:g}")
     config, console = CONFIG.value, Console()
     chip = CHIPS[CHIP.value]
-    chip = Chip(PEAK.value or chip.peak, (MEMORY.value or 0) * 2**30 or chip.memory)
+    memory = chip.memory if MEMORY.value is None else MEMORY.value * 2**30
+    chip = Chip(chip.peak if PEAK.value is None else PEAK.value, memory)
     info = build.data_info(config)
     if SHAPE.value is not None:
-        if not all(side.isdecimal() and int(side) > 0 for side in SHAPE.value):
+        if not SHAPE.value or not all(side.isdecimal() and int(side) > 0 for side in SHAPE.value):
             raise UserError(f"--shape takes sizes such as 32,32,4; got {','.join(SHAPE.value)}")
         info = info._replace(shape=tuple(map(int, SHAPE.value)), kind="points")
     _virtual(DEVICES.value)
@@ -58,8 +64,8 @@ def main() -> None:
     )
     if made.best_shards != made.shards:
         console.print(
-            f"With --config.layout.shards={made.best_shards} a device would hold {bytes_text(made.best_each)} of the "
-            f"state: {made.shards} shards divide no axis of some large leaves, which stay whole."
+            f"--config.layout.shards={made.best_shards} would leave least of the state on a device, "
+            f"{bytes_text(made.best_each)}: a leaf is split only if the number divides one of its axes."
         )
     if config.network.get("dtype", "float32") != "bfloat16":
         console.print("The network computes in float32; the peak is that of bfloat16 (--config.network.dtype=bfloat16)")
@@ -75,10 +81,11 @@ def _virtual(devices: int) -> None:
 
 def _table(made: Plan, config: build.Config, info: DataInfo, chip: Chip) -> Table:
     devices, size = DEVICES.value, config.batch_size
-    needed = made.state_each + made.temporary + made.batch
+    needed = made.state_each + max(made.temporary + made.batch, made.preview)
+    at_least = made.state_each + max(made.temporary // TOO_HIGH + made.batch, made.preview)
     seconds = made.operations / devices / (chip.peak * MFU.value)
     layout = config.layout.name + f", {made.shards} shards" * (made.shards > 1)
-    fits = "fits" if needed <= chip.memory else "does not fit"
+    fits = "fits" if needed <= chip.memory else "may fit" if at_least <= chip.memory else "does not fit"
     table = Table(
         title=f"{config.network.name} on {info.name} {info.shape}, {devices} devices, {layout}", show_header=False
     )
@@ -87,13 +94,15 @@ def _table(made: Plan, config: build.Config, info: DataInfo, chip: Chip) -> Tabl
         ("state: parameters, average, optimiser", bytes_text(made.state)),
         ("on one device", bytes_text(made.state_each)),
         ("beside it, while a step runs", f"{bytes_text(made.temporary)} (estimate)"),
+        ("beside it, while a preview is drawn", f"{bytes_text(made.preview)} (--config.preview.every=0: none)"),
         ("its share of the batch", f"{bytes_text(made.batch)}, {size // devices:,} of {size:,} examples"),
         ("memory of a device", f"{bytes_text(needed)} of {bytes_text(int(chip.memory))}: {fits}"),
         ("operations of a step", f"{made.operations:.4g} FLOP, {made.operations / size:.4g} an example"),
         ("time of a step", f"{time_text(seconds)}, {size / seconds:,.0f} examples/s"),
         (f"time of {config.steps:,} steps", time_text(seconds * config.steps)),
     ):
-        table.add_row(name, text)
+        if made.preview or "preview" not in name:
+            table.add_row(name, text)
     return table
 
 

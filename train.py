@@ -232,8 +232,6 @@ def _open(workdir: Path, config: build.Config, info: DataInfo, force: bool) -> N
         prepare_workdir(workdir)
         if (workdir / "config.json").exists():
             build.check_same_run(build.read_config(workdir), config, force)
-        build.write_config(config, workdir)
-        build.replace_text(workdir / "info.json", json.dumps(info_to_json(info), indent=1) + "\n")
         mark.touch()
     processes.wait("workdir")
     found = processes.all_of(mark.exists())
@@ -241,6 +239,9 @@ def _open(workdir: Path, config: build.Config, info: DataInfo, force: bool) -> N
         mark.unlink()
     if not found:
         raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
+    if processes.leads():
+        build.write_config(config, workdir)
+        build.replace_text(workdir / "info.json", json.dumps(info_to_json(info), indent=1) + "\n")
 
 
 def _teacher(config: build.Config, info: DataInfo) -> sampling.Run | None:

@@ -11,6 +11,7 @@ compiled once for each power of two of the number of samples.
 import argparse
 import io
 import json
+import math
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -37,8 +38,10 @@ def draw(sampler, about: dict, asked: dict[str, str]) -> np.ndarray:
     """
     asked, fields = dict(asked), about["data"]["fields"]
     num, seed, gamma = int(asked.pop("num", "1")), int(asked.pop("seed", "0")), float(asked.pop("gamma", "2"))
-    if not 1 <= num <= MOST or seed < 0:
-        raise ValueError(f"expected num from 1 to {MOST} and seed from 0; got {num} and {seed}")
+    if not (1 <= num <= MOST and 0 <= seed < 2**32 and math.isfinite(np.float32(gamma))):
+        raise ValueError(
+            f"expected num from 1 to {MOST}, seed from 0 to 2^32 - 1 and a finite gamma; got {num}, {seed} and {gamma}"
+        )
     size = 1 << (num - 1).bit_length()
     value, present = {}, {}
     for name, field in fields.items():
@@ -68,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """One query."""
         try:
-            x = draw(self.sampler, self.about, dict(parse_qsl(urlparse(self.path).query)))
+            x = draw(self.sampler, self.about, dict(parse_qsl(urlparse(self.path).query, keep_blank_values=True)))
         except ValueError as error:
             self.send_error(400, str(error).encode("ascii", "replace").decode())
             return

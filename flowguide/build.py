@@ -157,7 +157,7 @@ def network(config: Config, info: DataInfo) -> Network:
     _check_settings(make.__init__, f"{what} {name!r}", choice, given=("self", "shape", "fields", "rngs"))
     try:
         return as_network(lambda rngs: make(info.shape, fields, **choice, rngs=rngs))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, AssertionError) as error:
         raise UserError(f"{what} {name!r} for {info.name} {info.shape}: {error}") from error
 
 

@@ -95,6 +95,9 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
         sys.exit(0)
     try:
         unused = flags.FLAGS(argv)[1:]
+        config = flags.FLAGS.flag_values_dict().get("config")
+        if config is not None:
+            config.keys()  # without this a file that cannot be loaded is told of by whoever first reads a setting
     except (AttributeError, KeyError) as error:  # a config without the setting that --config.NAME is to change
         # The message is the repr of a repr: quotes within quotes, and an escaped line break before the hint.
         name, *hint = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").splitlines()
@@ -103,6 +106,8 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
         raise UserError(f"the config has no setting '{name.strip(quotes)}': {known}") from error
     except OSError as error:  # ml_collections wraps whatever kept the file from being read; the cause is its last line
         raise UserError(f"the config file cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
+    except SyntaxError as error:
+        raise UserError(f"the config file cannot be loaded: {error}") from error
     if unused:
         raise UserError(f"got {unused[0]!r}, expected flags of the form --name=value; --help lists them")
 

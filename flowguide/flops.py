@@ -14,7 +14,8 @@ def flops(function: Callable, *arguments: Any) -> int:
 
     The body of a scan counts as often as it runs (in XLA's own ``cost_analysis`` it counts once), that of a while loop,
     whose length is not known, once, and of the branches of a conditional the dearest. What runs on each device of a
-    ``shard_map`` counts for each of them. Elementwise operations are left out: memory bounds them on accelerators.
+    ``shard_map`` counts for each of them, and what a convolution multiplies with its padding counts too. Elementwise
+    operations are left out, as memory bounds them on accelerators, and so are products of ragged arrays and solvers.
 
     Args:
       function: any function of JAX; nothing of it is computed.
@@ -45,7 +46,7 @@ def _of_equation(equation: Any) -> int:
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "shard_map":
-        return params["mesh"].size * sum(inner)
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]) * sum(inner)
     return sum(inner)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,15 +12,20 @@ import jax.numpy as jnp
 from flowguide import build, couplings
 from flowguide.condition import Label, Vector
 from flowguide.data import DataInfo, to_model
+from flowguide.errors import UserError
 from flowguide.flops import flops
 from flowguide.networks import count_parameters
-from flowguide.training.spread import FSDP, abstract
+from flowguide.training.spread import FSDP, StepWith, abstract
 from flowguide.training.step import Batch, init_state, make_loss, make_step
 from flowguide.typing import PyTree
 
 
 class Chip(NamedTuple):
-    """Peak of dense bfloat16 matrix products, operations a second, and memory in bytes, as their makers say."""
+    """Peak of dense bfloat16 matrix products, operations a second, and the memory in bytes that a program can have.
+
+    The peaks are their makers' figures. Of the memory of a GPU JAX takes three quarters unless it is told otherwise
+    (XLA_CLIENT_MEM_FRACTION); of that of a TPU the system keeps a little.
+    """
 
     peak: float
     memory: float
@@ -27,12 +33,12 @@ class Chip(NamedTuple):
 
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30),
-    "v5e": Chip(197e12, 16 * 2**30),
+    "v5e": Chip(197e12, 15.75 * 2**30),
     "v5p": Chip(459e12, 95 * 2**30),
     "v6e": Chip(918e12, 32 * 2**30),
-    "a100": Chip(312e12, 80e9),
-    "h100": Chip(989e12, 80e9),
-    "h200": Chip(989e12, 141e9),
+    "a100": Chip(312e12, 60e9),
+    "h100": Chip(989e12, 60e9),
+    "h200": Chip(989e12, 105e9),
 }
 
 
@@ -44,6 +50,8 @@ class Plan(NamedTuple):
       state: bytes of parameters, average and optimiser, all in all.
       state_each: of it on one device.
       temporary: bytes beside the state and the batch on one device, while a step runs.
+      preview: bytes beside the state while a preview is drawn, with the whole average on each device; 0 if it has that
+        anyway, or if there are no previews.
       batch: bytes of its share of the batch.
       operations: of one step, on all devices.
       shards: into how many parts the state is split.
@@ -55,6 +63,7 @@ class Plan(NamedTuple):
     state: int
     state_each: int
     temporary: int
+    preview: int
     batch: int
     operations: int
     shards: int
@@ -69,28 +78,36 @@ def plan(config: build.Config, info: DataInfo, devices: list[Any]) -> Plan:
       UserError: for a config that cannot be, or not on that many devices.
     """
     build.check_sizes(config, len(devices))
+    if config.target.name == "distilled":
+        raise UserError(
+            "a run that distils cannot be planned without its teacher: plan it with another target, and add the bytes "
+            "of the teacher's parameters"
+        )
     layout, network, (optimizer, _) = (
         build.layout(config, devices),
         build.network(config, info),
         build.optimizer(config),
     )
-    recipe = build.recipe(config)
-    recipe = recipe._replace(coupling=couplings.within(recipe.coupling, layout.shares))
-    loss = make_loss(network, recipe, to_model, jax.random.key(0), config.flip, build.task(config))
-    step_with = make_step(loss, optimizer, build.profile(config), config.accumulate)
+
+    def step_of(shares: int) -> StepWith:
+        recipe = build.recipe(config)
+        recipe = recipe._replace(coupling=couplings.within(recipe.coupling, shares))
+        loss = make_loss(network, recipe, to_model, jax.random.key(0), config.flip, build.task(config))
+        return make_step(loss, optimizer, build.profile(config), config.accumulate)
 
     like = jax.eval_shape(partial(init_state, network, optimizer), jax.random.key(0))
     state, batch = abstract(like, layout), _batch(config.batch_size, info)
-    compiled = layout.program(step_with, True).lower(state, layout.batch(batch), None).compile()
+    compiled = layout.program(step_of(layout.shares), True).lower(state, layout.batch(batch), None).compile()
     shards, each = layout.mesh.shape.get(FSDP, 1), _bytes_each(state)
     best = (shards, each) if shards == 1 else _best(config, like, devices)
     return Plan(
         parameters=count_parameters(like.params),
-        state=sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(like)),
+        state=_bytes(like),
         state_each=each,
+        preview=_bytes(like.ema) if shards > 1 and config.preview.every and config.task == "flow" else 0,
         temporary=compiled.memory_analysis().temp_size_in_bytes,
-        batch=sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(batch)) // len(devices),
-        operations=flops(step_with(lambda tree: tree), like, batch),
+        batch=_bytes(batch) // len(devices),
+        operations=flops(step_of(len(devices))(lambda tree: tree), like, batch),
         shards=shards,
         best_shards=best[0],
         best_each=best[1],
@@ -103,9 +120,14 @@ def _best(config: build.Config, like: PyTree, devices: list[Any]) -> tuple[int, 
     for shards in (n for n in range(2, len(devices) + 1) if len(devices) % n == 0):
         changed = config.copy_and_resolve_references()
         changed.layout.shards = shards
-        held[shards] = _bytes_each(abstract(like, build.layout(changed, devices)))
+        with contextlib.suppress(UserError):  # an override that needs another number
+            held[shards] = _bytes_each(abstract(like, build.layout(changed, devices)))
     best = min(held, key=held.__getitem__)
     return best, held[best]
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def _bytes_each(tree: PyTree) -> int:

@@ -20,8 +20,9 @@ from flowguide.errors import UserError
 from flowguide.hashes import json_hash
 from flowguide.typing import PyTree
 
-# Seconds without a sign of life after which a process counts as dead, and for which one that ends waits for others.
-HEARTBEAT, SHUTDOWN = 20, 10
+# Seconds in which all processes must have started; without a sign of life after which one counts as dead; and for which
+# one that ends waits for the others.
+JOIN, HEARTBEAT, SHUTDOWN = 300, 20, 10
 
 # By what, in the environment, a process knows that a launcher has started it with others.
 LAUNCHERS: dict[str, Callable[[Mapping[str, str]], bool]] = {
@@ -57,14 +58,14 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
             f"--coordinator={coordinator} needs --num_processes=N and --process_id=0 to N - 1; got {count} and {index}"
         )
     # Said first: JAX itself ends a process that waits in vain, with no more than a code.
-    told = f"process {index} of {count} joins the others at {coordinator}; all must have started within a minute"
+    told = f"process {index} of {count} joins the others at {coordinator}; all must have started within {JOIN} s"
     print(told, file=sys.stderr, flush=True)
     try:
-        jax.distributed.initialize(coordinator, count, index, initialization_timeout=60, **limits)
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=JOIN, **limits)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"process {index} of {count} cannot join the others at {coordinator} ({_line(error)}): start all of them "
-            "within a minute, with the same address of process 0, at a port that is free"
+            f"within {JOIN} s, with the same address of process 0, at a port that is free"
         ) from error
 
 

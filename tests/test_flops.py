@@ -40,6 +40,13 @@ def on_each(x, w):
     return spread(x, w)
 
 
+def on_some(x, w):
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    same = jax.sharding.PartitionSpec()
+    spread = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(EACH, same), out_specs=EACH, axis_names={"a"})
+    return spread(x, w)
+
+
 def chain(x, ws):
     for w in ws:
         x = jnp.tanh(x @ w)
@@ -60,6 +67,7 @@ EXACT = {
     "in a while loop, once": (while_loop, (array(32, 8), array(8, 8)), PRODUCT),
     "the dearest branch": (branches, (array(32, 8), array(8, 8)), 2 * PRODUCT),
     "on each of eight devices": (on_each, (array(32, 8), array(8, 8)), PRODUCT),
+    "on each of two rows of devices": (on_some, (array(32, 8), array(8, 8)), PRODUCT),
     "elementwise": (lambda x: jnp.exp(x) + x, (array(5, 7),), 0),
     "a convolution": (conv(), (array(2, 9, 9, 3), array(3, 3, 3, 5)), 2 * 2 * 7 * 7 * 5 * 27),
     "of groups": (conv(feature_group_count=2), (array(2, 9, 9, 4), array(3, 3, 2, 6)), 2 * 2 * 7 * 7 * 6 * 18),

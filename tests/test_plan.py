@@ -43,6 +43,9 @@ def test_memory_of_a_device_falls_with_the_shards():
         assert made.state_each / total == pytest.approx(1 / shards, rel=0.1)
         assert (made.operations, made.parameters, made.shards) == (whole.operations, whole.parameters, shards)
         assert made.best_shards == 8
+    c = config(name="fsdp", shards=2, overrides=((r"params/outlet/kernel$", 0), ("blocks/film", 1)))
+    assert plan(c, info, jax.devices()).best_shards in (2, 4, 8)  # where an override fits, others are not tried
+    assert whole.preview == 0 < made.preview == 4 * made.parameters
     assert whole.batch == 2 * (16 * 16 * 3 + 4 * len(info.fields) + 4)
 
 
@@ -71,7 +74,7 @@ def test_command_line_plans_what_is_not_there(tmp_path):
     assert "dit on imagenet2012 (16, 16, 4), 64 devices, fsdp, 64 shards" in done.stdout
     assert "1 of 64 examples" in done.stdout
     assert "50% of 989 TFLOP/s" in done.stdout
-    assert "With --config.layout.shards=32 a device would hold" in done.stdout
+    assert "--config.layout.shards=32 would leave least of the state on a device" in done.stdout
     assert "fits" in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -80,6 +83,10 @@ def test_command_line_plans_what_is_not_there(tmp_path):
     ("arguments", "message"),
     [
         ([], "expected --config=configs/NAME.py"),
+        (["--config=configs/nowhere.py"], "the config file cannot be loaded: [Errno 2] No such file"),
+        (["--config=README.md"], "the config file cannot be loaded: "),
+        (["--config=configs/avatars.py", "--memory=0"], "--memory is a positive number; got 0"),
+        (["--config=configs/avatars.py", "--config.target.name=distilled"], "cannot be planned without its teacher"),
         (["--config=configs/avatars.py", "--chip=v9"], "value should be one of <v4|v5e"),
         (["--config=configs/avatars.py", "--mfu=40"], "--mfu is a share of the peak, over 0 and up to 1; got 40"),
         (["--config=configs/avatars.py", "--devices=3"], "batch_size 128 cannot be shared by 3 devices"),

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flowguide import processes
+from flowguide.errors import UserError
 from flowguide.hashes import array_hash
 from flowguide.typing import Array, Device, PyTree
 
@@ -138,14 +139,12 @@ def split_axis(
     """The axis along which ``fsdp`` splits a leaf, or None; its arguments are those of ``fsdp``.
 
     Raises:
-      ValueError: if an override names an axis that cannot be split.
+      UserError: if an override names an axis that cannot be split.
     """
     for pattern, axis in overrides:
         if re.search(pattern, place):
             if axis is not None and not (0 <= axis < len(shape) and shape[axis] % shards == 0):
-                raise ValueError(
-                    f"axis {axis} of {place} {tuple(shape)} cannot be split into {shards} (by {pattern!r})"
-                )
+                raise UserError(f"axis {axis} of {place} {tuple(shape)} cannot be split into {shards} (by {pattern!r})")
             return axis
     if shards == 1 or np.prod(shape) < min_size:
         return None
