@@ -11,7 +11,7 @@ from flax import nnx
 
 from flowguide.condition import Condition, Fields, Label
 from flowguide.networks.embed import TimeEmbedding
-from flowguide.networks.layers import Dense, zeros
+from flowguide.networks.layers import Dense, computing_dtype, zeros
 from flowguide.networks.mlp import MLPBlock
 from flowguide.networks.seam import Network, Params
 from flowguide.typing import Array
@@ -48,7 +48,7 @@ class Classifier(nnx.Module):
             raise ValueError(
                 f"a classifier tells the classes of one label apart; got fields {sorted(fields)}: name one in the data"
             )
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = computing_dtype(dtype)
         self.time = TimeEmbedding(width, rngs=rngs)
         self.inlet = Dense(math.prod(shape), width, dtype=self.dtype, rngs=rngs)
         self.blocks = nnx.data([MLPBlock(width, dtype=self.dtype, rngs=rngs) for _ in range(depth)])

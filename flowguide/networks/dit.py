@@ -12,7 +12,7 @@ from flax import nnx
 from flowguide.condition import Condition, Fields
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, has_sequence
-from flowguide.networks.layers import Dense, gathered, layer_norm, modulate, zeros
+from flowguide.networks.layers import Dense, computing_dtype, gathered, layer_norm, modulate, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
@@ -70,7 +70,7 @@ class DiT(nnx.Module):
             raise ValueError(f"patches of {patch}x{patch} do not tile {height}x{breadth}")
         if width % heads or width % 4:
             raise ValueError(f"width must be a multiple of heads and of 4; got width={width}, heads={heads}")
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = computing_dtype(dtype)
         self.patch, self.depth, self.remat, self.unroll = patch, depth, remat, unroll
         self.time = TimeEmbedding(width, rngs=rngs)
         self.condition = ConditionEmbedding(fields, width, rngs=rngs)

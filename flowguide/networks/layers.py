@@ -16,6 +16,17 @@ from flowguide.typing import Array, PRNGKey, PyTree
 zeros = nnx.initializers.zeros_init()
 
 
+def computing_dtype(name: str) -> jnp.dtype:
+    """The type in which a network computes.
+
+    Raises:
+      ValueError: for any but "float32" and "bfloat16".
+    """
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is 'float32' or 'bfloat16'; got {name!r}")
+    return jnp.dtype(name)
+
+
 def normal(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32, *, std: float = 1.0) -> Array:
     """N(0, std²), drawn flat: XLA:CPU takes five times as long to compile random bits of several axes."""
     return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from flowguide.condition import Condition, Fields
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
-from flowguide.networks.layers import Dense, embedding, layer_norm, modulate, zeros
+from flowguide.networks.layers import Dense, computing_dtype, embedding, layer_norm, modulate, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
@@ -47,7 +47,7 @@ class MLP(nnx.Module):
         if refine and len(shape) != 3:
             raise ValueError(f"refine corrects the pixels of images (H, W, C); got shape {tuple(shape)}: set it to 0")
         size = math.prod(shape)
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = computing_dtype(dtype)
         self.time = TimeEmbedding(width, rngs=rngs)
         self.condition = ConditionEmbedding(fields, width, rngs=rngs)
         self.inlet = Dense(size, width, dtype=self.dtype, rngs=rngs)

@@ -11,7 +11,7 @@ from flax import nnx
 from flowguide.condition import Condition, Fields
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, Embedded, TimeEmbedding, has_sequence
-from flowguide.networks.layers import Dense, conv, group_norm, modulate, zeros
+from flowguide.networks.layers import Dense, computing_dtype, conv, group_norm, modulate, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
@@ -61,7 +61,7 @@ class UNet(nnx.Module):
             raise ValueError("token fields are read by attention; got attention=()")
         if not set(attention) <= set(heights):
             raise ValueError(f"attention must name heights among {heights}; got {tuple(attention)}")
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = computing_dtype(dtype)
         embedding = 4 * width
         self.time = TimeEmbedding(embedding, rngs=rngs)
         self.condition = ConditionEmbedding(fields, embedding, rngs=rngs)

@@ -169,9 +169,10 @@ def test_wrong_fields_are_named(c, message):
         ("unet", {"attention": ()}, "token fields.*attention"),
         ("dit", {"patch": 3}, "3x3 do not tile 4x4"),
         ("dit", {"heads": 3}, "width=16, heads=3"),
+        *((name, {"dtype": "int32"}, "'float32' or 'bfloat16'; got 'int32'") for name in NETWORKS),
     ],
 )
-def test_impossible_sizes_are_refused_at_construction(name, options, message):
+def test_impossible_settings_are_refused_at_construction(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, **options)
 
