@@ -33,11 +33,9 @@ pod-demo: $(VENV)/ready
 	$(POD) sample.py --workdir=runs/pod --cond="hat=red" --num=36 --solver=ab2
 	@echo "Drawn by two processes from what two processes trained: runs/pod/samples/grid.png"
 
-# Most of what these tests do is to compile what then runs for milliseconds: LLVM need not optimise it.
-QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 TESTS := $(PY) -m pytest --numprocesses=auto --maxprocesses=4
 test: $(VENV)/ready
-	$(QUICK) $(TESTS) --dist=loadfile -m "not slow"
+	FLOWGUIDE_TESTS=quick $(TESTS) --dist=loadfile -m "not slow"
 
 test-slow: $(VENV)/ready
 	$(TESTS) --dist=worksteal -m slow

@@ -3,15 +3,24 @@
 import gc
 import os
 import tempfile
+from importlib.metadata import version
 
 import pytest
+
+# FLOWGUIDE_TESTS=quick, which `make test` sets: most of what the tests do is to compile what then runs for milliseconds,
+# and LLVM need not optimise it. The emitter of whole fusions, half as slow again, cannot be left out in newer versions.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+QUICK += "--xla_cpu_parallel_codegen_split_count=1 "
+if version("jaxlib").startswith("0.10."):
+    QUICK += "--xla_cpu_use_fusion_emitters=false "
 
 # Eight virtual devices on few cores starve XLA's thread pool and dead-lock in collectives unless it is told
 # of more processors than there are.
 os.environ.update(
     JAX_PLATFORMS="cpu",
     NPROC="16",
-    XLA_FLAGS=(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip(),
+    XLA_FLAGS=(QUICK if os.environ.get("FLOWGUIDE_TESTS") == "quick" else "")
+    + f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     # Processes side by side do not share a cache: one may read what another is still writing.
     JAX_COMPILATION_CACHE_DIR=os.path.join(
         tempfile.gettempdir(), f"flowguide-jax-cache-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
