@@ -1,5 +1,6 @@
 # make demo: train on faces and sample from the model.  make pod-demo: the same by two processes as one.
-# make test: run the tests.  make test-slow: those that train models, or start processes and kill them.
+# make test: run the tests.  make test-slow: those that train models or draw many samples, or start
+# processes and kill them.
 # All set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3

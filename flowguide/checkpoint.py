@@ -50,16 +50,18 @@ def manager(workdir: Path, keep: int = 2, alone: bool = False) -> ocp.Checkpoint
         multiprocessing_options=_alone() if alone else ocp.options.MultiprocessingOptions(),
         create=not alone,  # Orbax wants all processes for that
     )
+    # Orbax would cut each leaf, however small, into as many pieces as it has copies, while the training waits.
+    arrays: dict[str, Any] = {"min_slice_bytes_for_replica_parallel": 2**20}
     handlers: dict[str, Any] = {}
     if alone:
         folder(workdir).mkdir(exist_ok=True)
         if processes.several():  # left to itself, Orbax lets only the first of them write what all have
-            anyone = ocp.type_handlers.ArrayHandler(primary_host=None, replica_id=None, use_replica_parallel=False)
-            ocp.type_handlers.register_type_handler(jax.Array, anyone, override=True)
+            arrays = {"primary_host": None, "replica_id": None, "use_replica_parallel": False}
         handlers = {name: ocp.JsonCheckpointHandler(multiprocessing_options=_alone()) for name in JSON}
         handlers |= {name: ocp.StandardCheckpointHandler(multiprocessing_options=_alone()) for name in ARRAYS}
     else:
         _set_aside_unreadable_scores(folder(workdir))
+    ocp.type_handlers.register_type_handler(jax.Array, ocp.type_handlers.ArrayHandler(**arrays), override=True)
     return ocp.CheckpointManager(folder(workdir).absolute(), options=options, item_handlers=handlers or None)
 
 

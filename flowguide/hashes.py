@@ -20,7 +20,7 @@ def leaf_hashes(tree: PyTree) -> dict[str, int]:
     how the leaf is spread over devices or hosts; nothing but the hashes leaves the devices.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))  # all at once
+    sums = jax.device_get([array_hash(leaf) for _, leaf in leaves])  # all at once
     return {
         jax.tree_util.keystr(place): int(total) ^ json_hash([str(leaf.dtype), list(leaf.shape)])
         for (place, leaf), total in zip(leaves, sums, strict=True)
@@ -33,11 +33,7 @@ def json_hash(value: Any) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
 
 
-@jax.jit
-def _sums(leaves: list[Array]) -> list[Array]:
-    return [array_hash(leaf) for leaf in leaves]
-
-
+@jax.jit  # for each shape: one program for all leaves of a large network takes minutes to compile
 def array_hash(a: Array) -> Array:
     """The hash uint32 () of the bits of one array: the sum that ``leaf_hashes`` tells of."""
     if jnp.issubdtype(a.dtype, jnp.bool_):

@@ -7,8 +7,8 @@ from importlib.metadata import version
 
 import pytest
 
-# FLOWGUIDE_TESTS=quick, which `make test` sets: most of what the tests do is to compile what then runs for milliseconds,
-# and LLVM need not optimise it. The emitter of whole fusions, half as slow again, cannot be left out in newer versions.
+# FLOWGUIDE_TESTS=quick, as `make test` says: most of what the tests do is to compile what then runs for milliseconds.
+# LLVM need not optimise it, and the emitter of whole fusions, half as slow again, can be left out in older versions.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
 QUICK += "--xla_cpu_parallel_codegen_split_count=1 "
 if version("jaxlib").startswith("0.10."):

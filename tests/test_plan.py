@@ -24,6 +24,7 @@ def config(**layout):
     return c
 
 
+@pytest.mark.slow
 def test_memory_of_a_device_falls_with_the_shards():
     """State by the rule, leaf by leaf; operations and parameters do not depend on the layout."""
     c = config()

@@ -373,6 +373,7 @@ def test_a_sampler_is_exported_and_served(digits, tmp_path):
     assert np.abs(x.astype(int) - own.astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_laws_from_the_command_line(digits, tmp_path):
     flags = ["--sampler=fkc", "--particles=4", "--num=6", "--steps=4", "--gamma=1,3", "--cond=3", "--save=npz"]
     done = run("sample.py", f"--workdir={digits}", *flags, f"--out={tmp_path}")

@@ -55,6 +55,7 @@ def test_gaussian_moments(eta):
         assert abs(found.mean() - exact) < 4 * error + 0.01  # the steps' own error, and that of finite K
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [2.0, 3.0, 5.0])
 def test_two_modes_come_ten_times_closer_than_guidance(gamma):
     law = LAWS["two modes"]
@@ -216,6 +217,7 @@ def test_products_of_any_sum_are_drawn(name):
         assert abs(float(found.mean()) - exact) < 4 * float(found.std()) / math.sqrt(32) + 0.015
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corrections", [1, 2, 4])
 def test_matched_corrections_are_the_sde_of_that_strength(corrections):
     """As the steps shrink: mean and variance at N and 2N steps, extrapolated to the closed form of η = M.
@@ -226,18 +228,17 @@ def test_matched_corrections_are_the_sde_of_that_strength(corrections):
     law = LAWS["Gaussian"]
 
     def moments(steps):
-        count = 4000
-        keys = jax.random.split(KEY, count)
-        c = labels(*[0] * count)
+        keys = jax.random.split(KEY, 4000)
 
         @jax.jit
         def run(x):
-            solver = tilted.predictor_corrector(LINEAR, keys, corrections)
+            c = labels(*[0] * len(x))
+            solver = tilted.predictor_corrector(LINEAR, keys[: len(x)], corrections)
             guided = guide(law.velocity, c, classifier_free(law.velocity, c, 3.0))
             return solvers.solve(solver, guided, x, times.grid(steps))[:, 0]
 
-        zero, one = run(jnp.zeros((count, 1))), run(jnp.ones((count, 1)))
-        slope = float((one - zero)[0])
+        zero, one = run(jnp.zeros((len(keys), 1))), run(jnp.ones((1, 1)))
+        slope = float(one[0] - zero[0])
         return float(zero.mean()), slope**2 + float(zero.var())
 
     coarse, fine = moments(100), moments(400)
@@ -247,6 +248,7 @@ def test_matched_corrections_are_the_sde_of_that_strength(corrections):
         assert abs(better - expected) < error
 
 
+@pytest.mark.slow
 def test_corrections_come_closer_like_one_over_their_number():
     exact, variance = analytic.tilted_moments(3.0, 0.0, 2.0, 1.5, 1.0)
     count = 20_000

@@ -371,6 +371,7 @@ def test_a_trained_network_is_the_exact_field(data_dir, tmp_path):
         np.testing.assert_allclose(own.std(0), mixture2d.STD, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_gaussian_reaches_its_minimum(tmp_path):
     """A small network on N(m, Σ): its loss on fresh draws comes within 3 % of the known least value."""
     import optax

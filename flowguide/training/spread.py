@@ -172,23 +172,21 @@ def lay_out(tree: PyTree, layout: Layout) -> PyTree:
 
 def replicas_agree(tree: PyTree) -> bool:
     """Whether all devices that hold the same part of an array hold the same bits; collective, nothing else moves."""
-    leaves = jax.tree.leaves(tree)
-    specs = tuple(leaf.sharding.spec for leaf in leaves)
-    return bool(_agreement(leaves[0].sharding.mesh, specs)(leaves))
+    found = [_agreement(leaf.sharding.mesh, leaf.sharding.spec)(leaf) for leaf in jax.tree.leaves(tree)]
+    return all(jax.device_get(found))
 
 
-@lru_cache(maxsize=8)
-def _agreement(mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Callable[[list[Array]], Array]:
-    def agree(leaves: list[Array]) -> Array:
-        same = jnp.int32(1)
-        for leaf, spec in zip(leaves, specs, strict=True):
-            if others := tuple(axis for axis in mesh.axis_names if axis not in spec):
-                bits = array_hash(leaf)
-                same *= jax.lax.pmax(bits, others) == jax.lax.pmin(bits, others)
-        return jax.lax.pmin(same, mesh.axis_names)
+@lru_cache(maxsize=64)
+def _agreement(mesh: Mesh, spec: PartitionSpec) -> Callable[[Array], Array]:
+    """Whether one leaf agrees, compiled for each shape."""
+    others = tuple(axis for axis in mesh.axis_names if axis not in spec)
 
-    spread = jax.shard_map(agree, mesh=mesh, in_specs=(list(specs),), out_specs=PartitionSpec(), check_vma=False)
-    return jax.jit(spread)
+    def agree(leaf: Array) -> Array:
+        bits = array_hash(leaf)
+        same = jax.lax.pmax(bits, others) == jax.lax.pmin(bits, others) if others else jnp.bool_(True)
+        return jax.lax.pmin(same.astype(jnp.int32), mesh.axis_names)
+
+    return jax.jit(jax.shard_map(agree, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False))
 
 
 def _mesh(shape: tuple[int, int], devices: Sequence[Device]) -> Mesh:
