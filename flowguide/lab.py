@@ -140,11 +140,9 @@ def draw(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> 
 def _guided(law: Law, contender: Contender, num: int, steps: int, gamma: Array) -> Array:
     c, ts = given(jnp.zeros(num, int)), times.grid(steps)
     scale = guidance.SCHEDULES[contender.schedule](gamma / 5 if contender.method == "cfg_pp" else gamma)
-    if contender.interval is not None:
-        scale = guidance.within(scale, *contender.interval)
     away = (given(jnp.ones(num, int)),) if contender.away else ()
     negative = guidance.constant(1.0) if contender.away == "weighed" else None
-    asked = Asked(law.velocity, c, scale, PATH, away, negative, ts=ts)
+    asked = Asked(law.velocity, c, scale, PATH, away, negative, ts=ts, interval=contender.interval)
     guided = guidance.guide(law.velocity, c, build(contender.method, asked, **dict(contender.settings)))
     keys = jax.random.split(jax.random.key(1), num)
     solver = solvers.SOLVERS[contender.solver](PATH)

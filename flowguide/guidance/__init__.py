@@ -12,8 +12,11 @@ from flowguide.guidance.guide import (
     classifier_free,
     compose,
     evaluate,
+    evaluations_at,
     guide,
+    needed,
     network_evaluations,
+    terms_where,
 )
 from flowguide.guidance.magnitude import beta_normalised, contrastive, magnitude_aware
 from flowguide.guidance.posterior import dynamic_negative, feedback
@@ -54,6 +57,7 @@ __all__ = [
     "contrastive",
     "dynamic_negative",
     "evaluate",
+    "evaluations_at",
     "feedback",
     "frequencies",
     "gap",
@@ -62,6 +66,7 @@ __all__ = [
     "laplacian",
     "magnitude_aware",
     "methods",
+    "needed",
     "network_evaluations",
     "perpendicular",
     "perturbed",
@@ -72,6 +77,7 @@ __all__ = [
     "rescale",
     "schedules",
     "tangential",
+    "terms_where",
     "threshold",
     "with_gradient",
     "within",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from flowguide import condition
 from flowguide.condition import Condition
 from flowguide.guidance import rules, schedules
 from flowguide.guidance.rules import StatefulRule
-from flowguide.solvers.solver import Solver, StatefulVelocity, evaluation_times
+from flowguide.solvers.solver import Solver, StatefulVelocity, evaluation_times, over
 from flowguide.typing import Array, CondVelocity, PyTree, Rule, Schedule, Velocity
 
 Passes = Literal["together", "apart"]
@@ -46,21 +47,65 @@ class Guidance(NamedTuple):
     Attributes:
       references: what the rule is given beside the conditional velocity.
       rule: combines them.
-      terms: t () or ``(B,)`` -> ``Terms`` as int32 (), what is evaluated at t.
+      terms: t () or ``(B,)`` -> ``Terms`` as int32 (), what the rule needs at t.
+      interval: the rule acts for start ≤ t ≤ stop; at other times the guided velocity is the conditional one, whatever
+        the rule (Kynkäänniemi et al. 2024, in our time). Both may be traced. None for all times.
     """
 
     references: tuple[Reference, ...]
     rule: Rule | StatefulRule
     terms: Callable[[Array], Array]
+    interval: tuple[Array | float, Array | float] | None = None
+
+
+def inside(guidance: Guidance, t: Array) -> Array:
+    """Whether t is in the interval of the guidance; bool of the shape of t."""
+    if guidance.interval is None:
+        return jnp.ones(jnp.shape(t), bool)
+    start, stop = guidance.interval
+    return (t >= start) & (t <= stop)
+
+
+def needed(guidance: Guidance, t: Array) -> Array:
+    """The ``Terms`` that are evaluated at t () or ``(B,)``, int32 (): those of the rule inside the interval."""
+    on, terms = inside(guidance, t), guidance.terms(t)
+    # A batch of times can lie on both sides of an edge: then some samples need the conditional velocity.
+    terms = jnp.where(jnp.all(on), terms, jnp.minimum(terms, Terms.ALL))
+    return jnp.where(jnp.any(on), terms, Terms.CONDITIONAL)
+
+
+def evaluations_at(guidance: Guidance, t: Array) -> Array:
+    """Network evaluations that one sample costs at t, int32 (): 1, 1 + n or n for n references."""
+    n = len(guidance.references)
+    return jnp.array([1, 1 + n, n], jnp.int32)[needed(guidance, t)]
+
+
+def terms_where(
+    conditional: Sequence[tuple[Schedule, float]] = (), references: Sequence[tuple[Schedule, float]] = ()
+) -> Callable[[Array], Array]:
+    """``Guidance.terms`` of a rule, from the values of its scales at which a velocity has no weight.
+
+    Args:
+      conditional: schedules and values; where every schedule has its value, the rule returns the conditional velocity.
+      references: the same; where every schedule has its value, the rule does not use the conditional velocity.
+
+    Each may be empty: the rule then has no such case.
+    """
+
+    def all_equal(pairs: Sequence[tuple[Schedule, float]], t: Array) -> Array:
+        equal = [jnp.all(schedule(t) == value) for schedule, value in pairs]
+        return jnp.all(jnp.array(equal)) if equal else jnp.bool_(False)
+
+    def terms(t: Array) -> Array:
+        others = jnp.where(all_equal(references, t), Terms.REFERENCES, Terms.ALL)
+        return jnp.where(all_equal(conditional, t), Terms.CONDITIONAL, others)
+
+    return terms
 
 
 def against(reference: Reference, rule: Rule | StatefulRule, gamma: Schedule) -> Guidance:
     """Guidance by a rule of one reference that is the conditional velocity where γ(t) = 1."""
-
-    def terms(t: Array) -> Array:
-        return jnp.where(jnp.any(gamma(t) != 1), Terms.ALL, Terms.CONDITIONAL)
-
-    return Guidance((reference,), rule, terms)
+    return Guidance((reference,), rule, terms_where(conditional=[(gamma, 1.0)]))
 
 
 def always(references: Sequence[Reference], rule: Rule | StatefulRule) -> Guidance:
@@ -88,16 +133,12 @@ def classifier_free(
       negative: conditions to avoid, each of batch B.
       gamma_negative: weight γ_n of the negative conditions, u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅). None lets the one
         negative condition replace ∅ instead, (1 − γ)u_d + γu_c.
-      interval: guide only for t between these two times, inclusive.
+      interval: guide for t between these two times, both included; the conditional velocity alone elsewhere.
       phi: strength of the rescaling of Lin et al. 2024; 0 for none.
 
     Raises:
       ValueError: if several negative conditions are to replace the one ∅, or a weight has nothing to weigh.
     """
-
-    def scheduled(weight: Array | float | Schedule, rest: float) -> Schedule:
-        weight = weight if callable(weight) else schedules.constant(weight)
-        return weight if interval is None else schedules.within(weight, *interval, rest)
 
     if gamma_negative is None and len(negative) > 1:
         raise ValueError(
@@ -106,24 +147,25 @@ def classifier_free(
     if gamma_negative is not None and not negative:
         raise ValueError("gamma_negative weighs negative conditions, and there is none: give negative")
 
-    g = scheduled(gamma, 1.0)
+    g = gamma if callable(gamma) else schedules.constant(gamma)
     null = Reference(velocity, condition.null(c))
     avoided = tuple(Reference(velocity, d) for d in negative)
     if gamma_negative is None:
-        references, rule, n = avoided or (null,), rules.cfg(g), schedules.constant(0.0)
+        references, rule, conditional = avoided or (null,), rules.cfg(g), [(g, 1.0)]
     else:
-        n = scheduled(gamma_negative, 0.0)
-        references, rule = (null, *avoided), rules.cfg_negative(g, n)
+        n = gamma_negative if callable(gamma_negative) else schedules.constant(gamma_negative)
+        references, rule, conditional = (null, *avoided), rules.cfg_negative(g, n), [(g, 1.0), (n, 0.0)]
+    guidance = Guidance(references, rule, terms_where(conditional, references=[(g, 0.0)]), interval)
+    return rescaled(guidance, phi) if phi else guidance
 
-    def terms(t: Array) -> Array:
-        neutral, without = ~jnp.any(g(t) != 1) & ~jnp.any(n(t) != 0), ~jnp.any(g(t) != 0)
-        return jnp.where(neutral, Terms.CONDITIONAL, jnp.where(without, Terms.REFERENCES, Terms.ALL))
 
-    if phi:
-        # The rescaled rule reads the spread of the conditional velocity, whatever its weight.
-        rule = rules.rescale(rule, phi)
-        return Guidance(references, rule, lambda t: jnp.minimum(terms(t), Terms.ALL))
-    return Guidance(references, rule, terms)
+def rescaled(guidance: Guidance, phi: Array | float) -> Guidance:
+    """The guidance with its result rescaled by φ (``rules.rescale``).
+
+    The rescaled rule reads the standard deviation of the conditional velocity, so it needs that velocity at any weight.
+    """
+    rule = rules.rescale(guidance.rule, phi)
+    return guidance._replace(rule=rule, terms=lambda t: jnp.minimum(guidance.terms(t), Terms.ALL))
 
 
 def compose(
@@ -140,8 +182,9 @@ def compose(
       others: the other conditions, batch B each, with their weights, () or ``(B,)`` or schedules.
     """
     weights = [w if callable(w) else schedules.constant(w) for w in (gamma, *(w for _, w in others))]
-    references = [Reference(velocity, condition.null(c)), *(Reference(velocity, d) for d, _ in others)]
-    return always(references, rules.composed(weights))
+    references = (Reference(velocity, condition.null(c)), *(Reference(velocity, d) for d, _ in others))
+    conditional = [(w, float(i == 0)) for i, w in enumerate(weights)]
+    return Guidance(references, rules.composed(weights), terms_where(conditional, references=[(weights[0], 0.0)]))
 
 
 def guide(
@@ -149,8 +192,11 @@ def guide(
 ) -> Velocity | StatefulVelocity:
     """The guided velocity, a function of t () or ``(B,)`` and x ``(B, *D)``.
 
-    What ``guidance.terms`` does not ask for is not computed: a ``lax.switch`` around it. It only saves work while its
-    index is a scalar, so do not vmap over t; a batch of times evaluates all that any of its members needs.
+    Only what is ``needed`` at t is computed, by a ``lax.switch``. It saves work only while its index is a scalar, so do
+    not vmap over t; a batch of times evaluates all that any of its members needs.
+
+    A rule with memory pauses in a step that starts outside the interval, or where its terms are CONDITIONAL: its memory
+    does not advance, and ``StatefulRule.pause`` says what is left of it.
 
     Args:
       velocity: the conditional velocity u(t (B,), x, c).
@@ -180,18 +226,23 @@ def guide(
         refs = evaluate(references, t, x, passes)
         return jnp.zeros_like(refs[0]), refs
 
+    def only_inside(t: Array, guided: Array, v: Array) -> Array:
+        guided = guided.astype(v.dtype)
+        # With one t for all, the switch has seen to it.
+        return jnp.where(over(inside(guidance, t), v), guided, v) if jnp.ndim(t) else guided
+
     if not isinstance(guidance.rule, StatefulRule) and reuse == 1:
         rule = guidance.rule
 
         def branch(evaluate: Callable) -> Velocity:
             def combined(t: Array, x: Array) -> Array:
                 v, refs = evaluate(t, x)
-                return rule(t, x, v, refs).astype(v.dtype)
+                return only_inside(t, rule(t, x, v, refs), v)
 
             return combined
 
         branches = (conditional, branch(everything), branch(without))
-        return lambda t, x: jax.lax.switch(guidance.terms(t), branches, t, x)
+        return lambda t, x: jax.lax.switch(needed(guidance, t), branches, t, x)
 
     stateful = rules.remember(guidance.rule)
 
@@ -199,25 +250,30 @@ def guide(
         return stateful.init(x), jnp.int32(0), tuple(jnp.zeros_like(x) for _ in references if reuse > 1)
 
     def apply(memory: PyTree, t: Array, x: Array) -> tuple[Array, PyTree]:
+        past, count, kept = memory
+
         def alone(t: Array, x: Array) -> tuple[Array, PyTree]:
-            return conditional(t, x), memory
+            return conditional(t, x), (stateful.pause(past), count, kept)
 
-        def guided(t: Array, x: Array) -> tuple[Array, PyTree]:
-            past, count, kept = memory
-            if reuse == 1:
-                v, refs = everything(t, x)
-            else:
+        def again(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+            v = conditional(t, x)
+            return v, tuple(v - difference for difference in kept)
 
-                def again(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
-                    v = conditional(t, x)
-                    return v, tuple(v - difference for difference in kept)
+        def sometimes(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+            return jax.lax.cond(count % reuse == 0, everything, again, t, x)
 
-                v, refs = jax.lax.cond(count % reuse == 0, everything, again, t, x)
-                kept = tuple((v - ref).astype(old.dtype) for ref, old in zip(refs, kept, strict=True))
-            u, past = stateful.apply(past, t, x, v, refs)
-            return u.astype(v.dtype), (past, count + 1, kept)
+        def branch(evaluate: Callable) -> Callable:
+            def guided(t: Array, x: Array) -> tuple[Array, PyTree]:
+                v, refs = evaluate(t, x)
+                new = [(v - ref).astype(old.dtype) for ref, old in zip(refs, kept, strict=True)] if reuse > 1 else ()
+                u, remembered = stateful.apply(past, t, x, v, refs)
+                return only_inside(t, u, v), (remembered, count + 1, tuple(new))
 
-        return jax.lax.cond(guidance.terms(t) == Terms.CONDITIONAL, alone, guided, t, x)
+            return guided
+
+        if reuse > 1:  # a difference to keep needs both of its velocities, whatever their weights
+            return jax.lax.cond(needed(guidance, t) == Terms.CONDITIONAL, alone, branch(sometimes), t, x)
+        return jax.lax.switch(needed(guidance, t), (alone, branch(everything), branch(without)), t, x)
 
     return StatefulVelocity(init, apply)
 
@@ -251,16 +307,15 @@ def check_passes(passes: str) -> None:
 def network_evaluations(solver: Solver, guidance: Guidance, ts: Array, reuse: int = 1) -> Array:
     """Network evaluations a sample, int32 (), of ``solve`` over ``ts`` with ``guide(..., reuse=reuse)``.
 
-    Each stage costs 1, 1 + n or n, as ``guidance.terms`` says at its time.
+    Each stage costs ``evaluations_at`` its time; one that reuses its references costs 1.
     """
-    n = len(guidance.references)
-    terms = jax.vmap(guidance.terms)(evaluation_times(solver, ts))
-    if not isinstance(guidance.rule, StatefulRule) and reuse == 1:
-        return jnp.sum(jnp.array([1, 1 + n, n], jnp.int32)[terms])
-    # A velocity with memory evaluates the conditional velocity always; which step a stage is of says if it is reused.
-    active = terms != Terms.CONDITIONAL
+    at = evaluation_times(solver, ts)
+    if reuse == 1:
+        return jnp.sum(jax.vmap(partial(evaluations_at, guidance))(at), dtype=jnp.int32)
+    # The conditional velocity is evaluated always; the step that a stage belongs to says if the references are.
+    active = jax.vmap(partial(needed, guidance))(at) != Terms.CONDITIONAL
     stages = [len(solver.first or solver.nodes), *[len(solver.nodes)] * (len(ts) - 2)]
     starts = jnp.cumsum(jnp.array([0, *stages[:-1]]))
     guided_before = jnp.cumsum(active[starts]) - active[starts]
     fresh = jnp.repeat(guided_before % reuse == 0, jnp.array(stages), total_repeat_length=sum(stages))
-    return jnp.int32(active.size + n * jnp.sum(active & fresh))
+    return jnp.int32(active.size + len(guidance.references) * jnp.sum(active & fresh))

@@ -3,6 +3,9 @@
 Between two steps the memoryless process under condition i moves from x to x' with mean μ_i = α'·E[x1|x, i] +
 σ'e^{−h}·E[x0|x, i] and variance v = σ'²(1 − e^{−2h}), h the step in λ = log(α/σ); from t = 0 on e^{−h} = 0. The
 log-ratio of these densities of the step that was in fact taken adds up to an estimate of log p(i|x')/p(i).
+
+Both rules pause where they are not applied (outside an interval, say): the estimate stays as it was, and the first step
+after the pause adds nothing to it, because where it started from was not seen.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ def dynamic_negative(
         guided = null + over(gamma(t), v) * (v - null) - away
         return guided, (_see(t, x, negative, null, x.dtype), log_p.astype(x.dtype))
 
-    return StatefulRule(init, apply)
+    return StatefulRule(init, apply, _pause)
 
 
 def feedback(
@@ -102,7 +105,7 @@ def feedback(
         extra = extra * (1.0 if gamma is None else gamma(t))
         return v + over(extra, v) * (v - null), (_see(t, x, v, null, x.dtype), level.astype(x.dtype))
 
-    return StatefulRule(init, apply)
+    return StatefulRule(init, apply, _pause)
 
 
 def log_ratio(path: Path, seen: tuple[Array, ...], t: Array, x: Array) -> tuple[Array, Array]:
@@ -132,6 +135,12 @@ def log_ratio(path: Path, seen: tuple[Array, ...], t: Array, x: Array) -> tuple[
 
 def _seen_init(x: Array) -> tuple[Array, ...]:
     return -jnp.ones((), x.dtype), *(jnp.zeros_like(x),) * 3
+
+
+def _pause(memory: PyTree) -> PyTree:
+    """The same estimate, and nothing seen: a step across the pause is not one step of the process."""
+    seen, estimate = memory
+    return (-jnp.ones_like(seen[0]), *seen[1:]), estimate
 
 
 def _see(t: Array, x: Array, one: Array, other: Array, dtype: jnp.dtype) -> tuple[Array, ...]:

@@ -30,10 +30,13 @@ class StatefulRule(NamedTuple):
     Attributes:
       init: x -> memory.
       apply: (memory, t, x, v, refs) -> (guided velocity, memory).
+      pause: memory -> memory, after a step in which the rule was not applied (outside the interval, say). By default
+        nothing is forgotten.
     """
 
     init: Callable[[Array], PyTree]
     apply: Callable[[PyTree, Array, Array, Array, tuple[Array, ...]], tuple[Array, PyTree]]
+    pause: Callable[[PyTree], PyTree] = lambda memory: memory
 
 
 def remember(rule: Rule | StatefulRule) -> StatefulRule:
@@ -64,7 +67,7 @@ def around(
 
     stateful = remember(rule)
     if isinstance(rule, StatefulRule):
-        return StatefulRule(rule.init, apply)
+        return StatefulRule(rule.init, apply, rule.pause)
     return lambda t, x, v, refs: apply((), t, x, v, refs)[0]
 
 

@@ -174,8 +174,7 @@ def drawing(
             pair = solvers.PAIRS[str(method.solver)]
             s = solvers.solve_adaptive(velocity, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
             middle = (ts[:-1] + ts[1:]) / 2
-            n = len(rules.references)
-            cost = jnp.sum(s.evaluations * jnp.array([1, 1 + n, n])[jax.vmap(rules.terms)(middle)])
+            cost = jnp.sum(s.evaluations * jax.vmap(partial(guidance.evaluations_at, rules))(middle))
             x, status = s.x, s.status
         else:
             own, noise_keys = paths.PATHS[path](), jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)

@@ -160,19 +160,17 @@ def guided(
     if worse is None and method.perturbation != Perturbation():
         worse = partial(network.perturbed(method.perturbation), own)
 
-    def scheduled(schedule: Schedule, outside: float) -> Schedule:
-        return schedule if method.interval is None else guidance.within(schedule, *method.interval, outside)
-
     asked = guidance.methods.Asked(
         velocity,
         wanted.c,
-        scheduled(gamma, 1.0),
+        gamma,
         paths.PATHS[path](),
         wanted.away,
-        None if method.replace_null else scheduled(guidance.constant(weights[0]), 0.0),
-        tuple((d, scheduled(_times(gamma, w), 0.0)) for d, w in zip(wanted.others, weights[1:], strict=True)),
+        None if method.replace_null else guidance.constant(weights[0]),
+        tuple((d, _times(gamma, w)) for d, w in zip(wanted.others, weights[1:], strict=True)),
         None if method.solver in ADAPTIVE else nodes(method),
         worse,
+        method.interval,
     )
     guiding = guidance.methods.build(method.guidance, asked, method.rescale, **dict(method.settings))
     return guidance.guide(velocity, wanted.c, guiding, method.passes, method.reuse), guiding
@@ -270,6 +268,11 @@ def check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method, weak: R
         method.solver not in ("ddim", "euler") or (method.solver == "euler" and run.path != "linear")
     ):
         raise UserError(f"guidance cfg_pp is a first-order step with a noise of its own: use ddim, not {method.solver}")
+    if method.guidance == "cfg_pp" and method.schedule != "constant":
+        raise UserError(
+            f"guidance cfg_pp has no γ to schedule, gamma is its strength λ: use schedule 'constant', not "
+            f"{method.schedule!r}"
+        )
     try:
         velocity, _ = guided(
             run.network,

@@ -1,0 +1,251 @@
+"""Where guidance acts, and what it costs: every method of the command line, evaluations counted as they are made."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowguide import guidance, paths, sampling, solvers, times
+from flowguide.condition import Label, bind, given, null
+from flowguide.data import DataInfo
+from flowguide.errors import UserError
+from flowguide.networks import Network
+from flowguide.solvers.solver import as_stateful
+
+P = paths.linear()
+B, SHAPE, STEPS = 3, (4, 4, 1), 10
+FIELDS = {"kind": Label(("a", "b", "c", "d"))}
+X = jax.random.normal(jax.random.key(0), (B, *SHAPE))
+C, D, E = (given({"kind": jnp.full(B, i)}) for i in range(3))
+MAPS = jax.random.normal(jax.random.key(1), (5, 16, 16)) / 4
+TS = times.grid(STEPS)
+INTERVAL, INSIDE = (0.35, 0.65), 3  # t = 0.4, 0.5, 0.6
+
+
+def velocity(params, t, x, c):
+    """A made-up network: another nonlinear map for each label and for null."""
+    own = MAPS[jnp.where(c.present["kind"], c.value["kind"], 4)]
+    h = jnp.einsum("bij,bj->bi", own, x.reshape(x.shape[0], -1))
+    return params * jnp.tanh(h).reshape(x.shape) + jnp.sin(3 * t)[:, None, None, None] * x
+
+
+field = partial(velocity, jnp.float32(1.0))
+
+
+def counted(calls):
+    """The network; called outside of jit, so that each call is an evaluation that was really made."""
+
+    def counting(params, t, x, c):
+        calls.append(x.shape[0] // B)
+        return velocity(params, t, x, c)
+
+    return Network(lambda key: jnp.float32(1.0), counting)
+
+
+def guided(method, gamma, calls, away=(), n=0.5, others=()):
+    """As ``sampling.sample`` makes it."""
+    network = counted(calls)
+    wanted = sampling.method.Wanted(C, away, tuple(c for c, _ in others), np.full(B, gamma, np.float32))
+    weights = np.array([n, *(w for _, w in others)], np.float32)
+    params = jnp.float32(1.0), jnp.float32(0.5)
+    return sampling.method.guided(network, network, False, "linear", method, params, wanted, weights)
+
+
+def toy(network):
+    """A run of the network, as ``sampling.load`` returns it."""
+    return sampling.Run(DataInfo("toy", SHAPE, "points", FIELDS), network, jnp.float32(1.0), 7, True, "linear")
+
+
+def settings(**numbers):
+    return {"settings": tuple(numbers.items())}
+
+
+# name: (options of Method, options of guided, evaluations of one guided step at γ = 0, 1 and 3).
+# 1 is the conditional velocity alone (at γ = 1) or the one reference alone (at γ = 0), where the formula says so.
+TABLE = {
+    "cfg": ({}, {}, (1, 1, 2)),
+    "cfg, negative for null": ({"replace_null": True}, {"away": (D,)}, (1, 1, 2)),
+    "cfg, negative": ({}, {"away": (D,)}, (2, 3, 3)),
+    "cfg, negative of no weight": ({}, {"away": (D,), "n": 0.0}, (2, 1, 3)),
+    "cfg, composed": ({}, {"others": ((E, 0.5),)}, (2, 3, 3)),
+    "cfg, composed with a negative": ({}, {"others": ((E, 0.5),), "away": (D,)}, (3, 4, 4)),
+    "cfg, rescaled": ({"rescale": 0.7}, {}, (2, 1, 2)),
+    "zero_star": ({}, {}, (2, 1, 2)),
+    "apg": ({}, {}, (2, 1, 2)),
+    "apg, momentum": (settings(momentum=-0.5), {}, (2, 1, 2)),
+    "tcfg": ({}, {}, (2, 1, 2)),
+    "fdg": ({}, {}, (2, 1, 2)),
+    "mambo_g": (settings(alpha=1.0), {}, (2, 1, 2)),
+    "beta_cfg": ({}, {}, (1, 2, 2)),
+    "cfg_pp": ({"solver": "ddim"}, {}, (1, 2, 2)),
+    "feedback": ({}, {}, (1, 2, 2)),  # γ multiplies what it finds: 0 is conditional sampling
+    "feedback, pi of 1": (settings(pi=1.0), {}, (1, 1, 1)),
+    "perp_neg": ({}, {"away": (D, E)}, (4, 4, 4)),
+    "perp_neg of no weight": ({}, {"away": (D, E), "n": 0.0}, (3, 1, 4)),
+    "contrastive": ({}, {"away": (D, E)}, (3, 4, 4)),
+    "contrastive, tau of 0": (settings(tau=0.0), {"away": (D, E), "n": 0.0}, (3, 1, 4)),
+    "dng": ({}, {"away": (D,)}, (2, 3, 3)),
+    "dng of no weight": ({}, {"away": (D,), "n": 0.0}, (2, 1, 3)),
+    "autoguidance": ({}, {}, (1, 1, 2)),
+    "perturbed": ({}, {}, (3, 3, 3)),
+    "perturbed of no strength": (settings(strength=0.0), {}, (1, 1, 2)),
+}
+
+
+def test_every_method_is_in_the_table():
+    assert {name.split(",")[0].split(" ")[0] for name in TABLE} == set(guidance.methods.METHODS)
+
+
+def of(name, interval=INTERVAL):
+    options, asked, costs = TABLE[name]
+    method = sampling.Method(guidance=name.split(",")[0].split(" ")[0], steps=STEPS, interval=interval)
+    return method._replace(**{"solver": "euler", **options}), asked, costs
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_evaluations_made_are_those_needed_and_those_reported(name):
+    method, asked, costs = of(name)
+    with jax.disable_jit():
+        for gamma, cost in zip((0.0, 1.0, 3.0), costs, strict=True):
+            calls = []
+            u, rules = guided(method, gamma, calls, **asked)
+            calls.clear()
+            solvers.solve(solvers.euler(), u, X, TS)
+            assert sum(calls) == (STEPS - INSIDE) + cost * INSIDE
+            assert sum(calls) == guidance.network_evaluations(solvers.euler(), rules, TS)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
+    """Exactly, whatever the method and its memory; for a batch of times, for those of its members."""
+    method, asked, (*_, cost) = of(name)
+    times_of_each = jnp.array([0.1, 0.5, 0.9])
+    with jax.disable_jit():
+        u, _ = guided(method, 3.0, [], **asked)
+        u = as_stateful(u)
+        start = u.init(X)
+        conditional = bind(field, C)
+        inside, memory = u.apply(start, jnp.float32(0.5), X)
+        if cost > 1:
+            assert np.abs(inside - conditional(jnp.float32(0.5), X)).max() > 0.03
+        for t in (0.0, 0.1, 0.34, 0.66, 0.9, 1.0):
+            for past in (start, memory):
+                np.testing.assert_array_equal(
+                    u.apply(past, jnp.float32(t), X)[0], conditional(jnp.float32(t), X), strict=True
+                )
+        mixed = u.apply(start, times_of_each, X)[0]
+        np.testing.assert_allclose(mixed[1], inside[1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mixed[::2], conditional(times_of_each, X)[::2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("edge", [0.4, 0.6])
+def test_both_ends_are_inside(edge):
+    u, _ = guided(sampling.Method(solver="euler", interval=(0.4, 0.6)), 3.0, [])
+    whole, _ = guided(sampling.Method(solver="euler"), 3.0, [])
+    np.testing.assert_array_equal(u(jnp.float32(edge), X), whole(jnp.float32(edge), X))
+
+
+@pytest.mark.parametrize("name", ["dng", "feedback", "apg, momentum"])
+def test_a_memory_pauses_outside_and_starts_at_the_edge(name):
+    """Inside, steps are those of a solve that starts at the interval's first node with a memory that is new."""
+    method, asked, _ = of(name)
+    with jax.disable_jit():
+        u, _ = guided(method, 3.0, [], **asked)
+        whole, _ = guided(method._replace(interval=None), 3.0, [], **asked)
+        states = solvers.solve(solvers.heun(), u, X, TS, trajectory=True)
+        # The second stage of the step to 0.4 is inside already, with nothing remembered.
+        inside = solvers.solve(solvers.euler(), whole, states[4], TS[4:7], trajectory=True)
+        own = solvers.solve(solvers.euler(), u, states[4], TS[4:7], trajectory=True)
+    np.testing.assert_allclose(own, inside, rtol=1e-5, atol=1e-6)
+
+
+def test_posterior_estimates_leave_out_the_step_across_a_pause():
+    """A step that starts where nothing was seen adds nothing; without the pause it would."""
+    for rule, refs in (
+        (guidance.feedback(P, 0.9, gamma=guidance.constant(2.0)), (null(C),)),
+        (guidance.dynamic_negative(guidance.constant(2.0), P, 2.0, 0.3), (null(C), D)),
+    ):
+        found = [bind(field, c)(jnp.float32(0.5), X) for c in (C, *refs)]
+
+        def at(memory, t, x, rule=rule, found=found):
+            return rule.apply(memory, jnp.float32(t), x, found[0], tuple(found[1:]))
+
+        _, seen = at(rule.init(X), 0.4, X)
+        fresh, _ = at(rule.init(X), 0.8, 2 * X)
+        paused, _ = at(rule.pause(seen), 0.8, 2 * X)
+        across, _ = at(seen, 0.8, 2 * X)
+        np.testing.assert_array_equal(paused, fresh)
+        assert np.abs(across - fresh).max() > 0.01
+        # What was estimated before is kept.
+        _, estimate = at(seen, 0.5, 1.2 * X)
+        np.testing.assert_array_equal(rule.pause(estimate)[1], estimate[1])
+        assert np.abs(estimate[1] - seen[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["feedback", "apg, momentum"])
+def test_a_scale_that_is_neutral_at_some_step_does_not_pause_the_memory(name):
+    """--schedule=linear is 1 at t = 0: that step is remembered all the same."""
+    method, asked, _ = of(name, interval=None)
+    with jax.disable_jit():
+        u, rules = guided(method._replace(schedule="linear"), 3.0, [], **asked)
+        memory = u.init(X)
+        _, memory = u.apply(memory, jnp.float32(0.0), X)
+        got, _ = u.apply(memory, jnp.float32(0.1), X)
+        past = rules.rule.init(X)
+        for t in (0.0, 0.1):
+            v, ref = (bind(field, c)(jnp.float32(t), X) for c in (C, null(C)))
+            expected, past = rules.rule.apply(past, jnp.float32(t), X, v, (ref,))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["heun", "ab3"])
+@pytest.mark.parametrize("name", ["dng", "beta_cfg"])
+def test_compiled_solves_make_the_evaluations_they_report(name, solver):
+    """γ is traced: one program for all of its values."""
+    method, asked, _ = of(name)
+    calls, s = [], solvers.SOLVERS[solver](P)
+
+    def counting(params, t, x, c):
+        jax.debug.callback(lambda: calls.append(x.shape[0] // B))
+        return velocity(params, t, x, c)
+
+    network = Network(lambda key: jnp.float32(1.0), counting)
+
+    @jax.jit
+    def run(gamma):
+        wanted = sampling.method.Wanted(C, asked.get("away", ()), (), jnp.full(B, gamma))
+        params = jnp.float32(1.0), None
+        u, rules = sampling.method.guided(network, None, False, "linear", method, params, wanted, jnp.array([0.5]))
+        return solvers.solve(s, u, X, TS), guidance.network_evaluations(s, rules, TS)
+
+    for gamma in (0.0, 1.0, 3.0):
+        calls.clear()
+        _, reported = jax.block_until_ready(run(gamma))
+        jax.effects_barrier()
+        assert sum(calls) == reported
+    assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ["perturbed", "beta_cfg"])
+def test_an_adaptive_solver_reports_the_evaluations_it_makes(name):
+    calls = []
+
+    def counting(params, t, x, c):
+        jax.debug.callback(lambda: calls.append(x.shape[0] // B))
+        return velocity(params, t, x, c)
+
+    run = toy(Network(lambda key: jnp.float32(1.0), counting))
+    method = sampling.Method("dopri5", guidance=name, interval=(0.5, 0.9), tolerance=1e-2)
+    drawn = sampling.sample(run, "kind=a", num=B, gamma=3.0, weak=run, method=method, devices=jax.devices()[:1])
+    jax.effects_barrier()
+    assert set(drawn.evaluations) == {sum(calls)}
+
+
+@pytest.mark.parametrize("schedule", sorted(set(guidance.SCHEDULES) - {"constant"}))
+def test_the_strength_of_cfg_pp_is_not_scheduled(schedule):
+    run = toy(counted([]))
+    method = sampling.Method("ddim", guidance="cfg_pp", schedule=schedule)
+    with pytest.raises(UserError, match="use schedule 'constant', not"):
+        sampling.sample(run, "kind=a", num=2, gamma=0.6, method=method)
