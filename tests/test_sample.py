@@ -131,7 +131,8 @@ def test_every_method_draws_and_its_samples_do_not_depend_on_the_batch(name, ask
     plain = draw(method=sampling.Method("ab2", 6), gamma=1.0)
     assert np.abs(whole.x - plain.x).max() > 1e-3
     extra = len(asked.get("negative", [])) + len(asked.get("compose", [])) + 1
-    assert (whole.evaluations == 6 * (1 + extra)).all()
+    saved = int(name == "beta_cfg")  # its scale is 0 at t = 0: there the reference is all that is needed
+    assert (whole.evaluations == 6 * (1 + extra) - saved).all()
 
 
 def test_reuse_and_schedules_and_cfg_pp():
