@@ -105,9 +105,8 @@ def annealed(
 
     def guided(t: Array, x: Array, c: Condition) -> Array:
         g = jnp.clip((t - late) / (early - late), 0.0, 1.0)
-        own = jax.vmap(jax.random.fold_in)(
-            jnp.tile(keys, len(t) // len(keys)), jax.lax.bitcast_convert_type(t, jnp.uint32)
-        )
+        bits = jax.lax.bitcast_convert_type(t.astype(jnp.float32), jnp.uint32)
+        own = jax.vmap(jax.random.fold_in)(jnp.tile(keys, len(t) // len(keys)), bits)
 
         def anneal(value: Array) -> Array:
             if not jnp.issubdtype(value.dtype, jnp.floating):
