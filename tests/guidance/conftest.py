@@ -1,0 +1,11 @@
+"""What the tests of guidance share."""
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def float64():
+    """Numbers of double precision, so that a formula is right to eight digits or wrong."""
+    with jax.enable_x64(True):
+        yield
