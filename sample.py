@@ -9,6 +9,7 @@ number of devices.
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from absl import flags
 from tqdm import tqdm
 
 import flowguide
-from flowguide import build, cli, guidance, processes, prompts, sampling, times
+from flowguide import cli, guidance, processes, prompts, sampling, times
 from flowguide.cli import folder, join_processes, prepare_workdir, run_script
 from flowguide.data import info_to_json
 from flowguide.errors import UserError
@@ -154,6 +155,7 @@ def main() -> None:
         raise UserError("expected --workdir=DIR, a folder that train.py has written; --help lists all flags")
     out = folder(OUT.value) if OUT.value else folder(WORKDIR.value) / "samples"
     join_processes()
+    _keep_compiled(folder(WORKDIR.value))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it where there are several processes; here it ends
     own = flags.FLAGS.get_flags_for_module(sys.argv[0])
     processes.check_same("command", {flag.name: flag.value for flag in own})
@@ -254,6 +256,18 @@ def main() -> None:
     processes.wait("the samples are written")
 
 
+def _keep_compiled(workdir: Path) -> None:
+    """Keeps compiled programs in the run's folder, as train.py does, so that the next command need not compile them.
+
+    What JAX's environment variables say comes first. Nothing is written beside a run that others own.
+    """
+    ours = (workdir / "config.json").exists() and os.access(workdir, os.W_OK)
+    if ours and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # many of ours are small
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 def _write(
     out: Path,
     run: sampling.Run,
@@ -333,9 +347,9 @@ def _about(laws: sampling.Laws, title: str) -> dict[str, Any]:
 
 def _warn_of_null(run: sampling.Run) -> None:
     """Guidance by a null token that was never trained is guidance by noise: it does not fail, so it is looked for."""
-    if not (run.has_null and run.info.fields) or run.gammas is not None:
+    if not sampling.guided_by_null(run):
         return
-    null = sampling.check_null(run, build.read_config(Path(str(WORKDIR.value))).seed)
+    null = sampling.kept_null(str(WORKDIR.value), run)
     if null.untouched:
         print(f"warning: the null token of {', '.join(null.untouched)} was never trained", file=sys.stderr)
     if not null.gap >= 1e-3:

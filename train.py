@@ -219,8 +219,11 @@ def train(
             raise UserError(
                 f"{workdir} cannot be written to ({error}); the state of step {int(state.step)} was {cure}"
             ) from error
+        if draws and first < int(state.step) == config.steps:
+            _keep_null(config, data.info, network, state, workdir)
         if draws:
-            log.say(f"pictures are in {workdir / 'previews'}; draw more with: python sample.py --workdir={workdir}")
+            shown = f"pictures are in {workdir / 'previews'}; " if (workdir / "previews").exists() else ""
+            log.say(f"{shown}draw {'more ' if shown else ''}with: python sample.py --workdir={workdir}")
     processes.wait("all is written")
     return state
 
@@ -310,6 +313,16 @@ def _preview(
         return save_figure(workdir / "previews" / f"{step:08d}.png", np.stack(drawn)[None], [""], labels)
 
     return draw
+
+
+def _keep_null(config: build.Config, info: DataInfo, network: Network, state: TrainState, workdir: Path) -> None:
+    """Looks once, with all processes, whether ∅ was learned: sample.py warns of one that was not, and need not look."""
+    step, taught = int(state.step), build.target(config).gammas
+    run = sampling.Run(info, network, state.ema, step, config.drop_rate > 0, config.path, taught)
+    if sampling.guided_by_null(run):
+        null = sampling.check_null(run, config.seed)
+        if processes.leads():
+            sampling.keep_null(workdir, step, null)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _over_white(images: np.ndarray) -> np.ndarray:
 
 
 def _as_images(cells: np.ndarray) -> np.ndarray | None:
-    """Samples ``(R, C, N, *D)`` as uint8 images ``(R, C, N, H, W, 1 | 3 | 4)``; None where they are not drawn as such."""
+    """Samples ``(R, C, N, *D)`` as uint8 images ``(R, C, N, H, W, 1 | 3 | 4)``; None where they are plotted instead."""
     if cells.ndim < 5 or cells.size == 0:
         return None
     if cells.ndim == 5 or cells.shape[-1] > 4:

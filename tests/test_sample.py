@@ -437,6 +437,38 @@ def test_untrained_null_tokens_are_seen(digits):
     assert moved.gap > 0
 
 
+def test_the_gap_of_null_is_relative_to_the_conditional_velocity():
+    def known(params, t, x, c):
+        present = (c.present["hat"] & c.present["beard"])[:, None, None, None]
+        return jnp.broadcast_to(jnp.where(present, 4 * t[:, None, None, None], 0.5), x.shape)  # 2 half-way, or 0.5
+
+    null = sampling.check_null(RUN._replace(network=NETWORK._replace(velocity=known)), 0)
+    assert null == ((), pytest.approx(1.5 / 2, rel=1e-6))
+
+
+def test_the_verdict_on_null_is_kept_at_the_end_of_training(digits, tmp_path, monkeypatch):
+    """train.py has looked; sample.py looks only where there is no verdict on its step, and keeps what it finds."""
+    run, seed = sampling.load(digits), build.read_config(digits).seed
+    own = sampling.check_null(run, seed)
+    assert sampling.kept_null(digits, run) == own
+    assert json.loads((digits / "null.json").read_text())["step"] == run.step == 3
+
+    looks = []
+    look = lambda run, seed: looks.append(run.step) or sampling.Null(("label",), float("nan"))  # noqa: E731
+    monkeypatch.setattr(sampling.run, "check_null", look)
+    assert sampling.kept_null(digits, run) == own
+    assert not looks
+    shutil.copytree(digits, tmp_path / "run")
+    other = run._replace(step=2)
+    for _ in range(2):
+        assert sampling.kept_null(tmp_path / "run", other).untouched == ("label",)
+    assert looks == [2]
+    assert "NaN" not in (tmp_path / "run" / "null.json").read_text()
+    (tmp_path / "run" / "null.json").write_text("{")
+    assert np.isnan(sampling.kept_null(tmp_path / "run", run).gap)
+    assert looks == [2, 3]
+
+
 def test_the_gap_is_drawn(tmp_path):
     gap = sampling.gap(RUN, "hat=red", num=5, gamma=2.0, method=sampling.Method("ab3", 7))
     assert gap.difference.shape == gap.cosine.shape == (7, 5)

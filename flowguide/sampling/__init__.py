@@ -15,7 +15,7 @@ from flowguide.sampling.export import export
 from flowguide.sampling.laws import Laws, equally, sample_laws
 from flowguide.sampling.method import ADAPTIVE, SAMPLERS, SOLVER_NAMES, STOCHASTIC, Method, nodes, settled
 from flowguide.sampling.pilots import fit_grid, gap
-from flowguide.sampling.run import Null, Run, check_null, load
+from flowguide.sampling.run import Null, Run, check_null, guided_by_null, keep_null, kept_null, load
 
 __all__ = [
     "ADAPTIVE",
@@ -32,6 +32,9 @@ __all__ = [
     "export",
     "fit_grid",
     "gap",
+    "guided_by_null",
+    "keep_null",
+    "kept_null",
     "load",
     "nodes",
     "sample",

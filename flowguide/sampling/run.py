@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flowguide import build, checkpoint, prompts
-from flowguide.condition import Label, Vector, bind, given
+from flowguide.condition import Condition, Label, Vector, bind, concatenate, given
 from flowguide.condition import null as nothing
 from flowguide.data import DataInfo, info_from_json
 from flowguide.errors import UserError
 from flowguide.networks import Network
-from flowguide.typing import PyTree
+from flowguide.typing import Array, PyTree
+
+NULL_FILE = "null.json"  # beside the run: what check_null found
 
 
 class Run(NamedTuple):
@@ -79,29 +82,73 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     return Run(info, network, params, step, config.drop_rate > 0, config.path, build.target(config).gammas, guided)
 
 
+def guided_by_null(run: Run) -> bool:
+    """Whether guidance of this run rests on u(t, x, ∅), so that its null tokens matter."""
+    return run.has_null and bool(run.info.fields) and run.gammas is None
+
+
 def check_null(run: Run, seed: int) -> Null:
-    """Looks whether the null tokens of a run were trained, and whether they make a difference.
+    """Looks whether the null tokens of a run were trained, and whether they make a difference; one small program.
 
     Args:
-      run: from ``load``.
+      run: from ``load``. Its parameters may be spread over devices, of several processes too, which then must all call
+        this together.
       seed: of the training run, from which its first parameters follow.
     """
-    init_key, _, _ = jax.random.split(jax.random.key(seed), 3)
-    first = jax.tree_util.tree_flatten_with_path(run.network.init(init_key))[0]
-    untouched = []
-    for (place, before), now in zip(first, jax.tree.leaves(run.params), strict=True):
-        names = [str(key.key) for key in place if isinstance(key, jax.tree_util.DictKey)]
-        if names[-1] == "null" and np.array_equal(before, now):
-            untouched.append(names[-2])
-    keys = jax.random.split(jax.random.key(0), 1 + len(run.info.fields))
+    names = [_names(place) for place, _ in jax.tree_util.tree_flatten_with_path(run.params)[0]]
+    tokens = [i for i, name in enumerate(names) if name[-1] == "null"]
+
+    @jax.jit
+    def look(params: PyTree) -> tuple[list[Array], Array]:
+        init_key, *_ = jax.random.split(jax.random.key(seed), 3)
+        first, now = jax.tree.leaves(run.network.init(init_key)), jax.tree.leaves(params)
+        # Another program may round what it draws in another way.
+        same = [jnp.all(jnp.abs(now[i] - first[i]) <= 1e-6 * jnp.abs(first[i])) for i in tokens]
+        x, c = _made_up(run.info)
+        u = bind(partial(run.network.velocity, params), concatenate(c, nothing(c)))(
+            jnp.float32(0.5), jnp.concatenate([x, x])
+        )
+        u, null = jnp.split(u, 2)
+        return same, jnp.linalg.norm(u - null) / jnp.linalg.norm(u)
+
+    same, gap = look(run.params)
+    return Null(tuple(names[i][-2] for i, untouched in zip(tokens, same, strict=True) if untouched), float(gap))
+
+
+def kept_null(workdir: str | Path, run: Run) -> Null:
+    """The verdict of ``check_null`` that ``workdir`` keeps for this step; without one it is made now, and kept."""
+    workdir = Path(workdir)
+    try:
+        kept = json.loads((workdir / NULL_FILE).read_text())
+        if kept["step"] == run.step:
+            return Null(tuple(kept["untouched"]), float("nan" if kept["gap"] is None else kept["gap"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or not one of ours
+    null = check_null(run, build.read_config(workdir).seed)
+    keep_null(workdir, run.step, null)
+    return null
+
+
+def keep_null(workdir: Path, step: int, null: Null) -> None:
+    """Writes the verdict on the checkpoint of ``step`` where ``kept_null`` finds it, if the folder can be written."""
+    gap = null.gap if math.isfinite(null.gap) else None  # JSON has no NaN
+    kept = {"step": step, "untouched": null.untouched, "gap": gap}
+    with contextlib.suppress(OSError):  # a folder of someone else, a full disk: the verdict can be made again
+        build.replace_text(workdir / NULL_FILE, json.dumps(kept) + "\n")
+
+
+def _names(place: tuple) -> list[str]:
+    return [str(key.key) for key in place if isinstance(key, jax.tree_util.DictKey)]
+
+
+def _made_up(info: DataInfo) -> tuple[Array, Condition]:
+    """16 examples of noise, with conditions in which every field is present."""
+    keys = jax.random.split(jax.random.key(0), 1 + len(info.fields))
     value = {}
-    for key, (name, field) in zip(keys[1:], run.info.fields.items(), strict=True):
-        blank = prompts.blank(field)
+    for key, (name, field) in zip(keys[1:], info.fields.items(), strict=True):
         if isinstance(field, Vector):
             value[name] = jax.random.normal(key, (16, field.size))
         else:
             count = len(field.values if isinstance(field, Label) else field.words)
-            value[name] = jax.random.randint(key, (16, *blank.shape), 0, count)
-    x, c = jax.random.normal(keys[0], (16, *run.info.shape)), given(value)
-    u, null = (bind(partial(run.network.velocity, run.params), each)(jnp.float32(0.5), x) for each in (c, nothing(c)))
-    return Null(tuple(untouched), float(jnp.linalg.norm(u - null) / jnp.linalg.norm(u)))
+            value[name] = jax.random.randint(key, (16, *prompts.blank(field).shape), 0, count)
+    return jax.random.normal(keys[0], (16, *info.shape)), given(value)
