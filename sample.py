@@ -4,15 +4,19 @@ python sample.py --workdir=runs/avatars --cond="hat=red,glasses=none" --negative
 
 The guided velocity is u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅), for the condition c and the negative conditions d; other
 methods by --guidance. A field that --cond leaves out is ∅. Several --cond or several values of --gamma draw a figure
-with γ down the rows and conditions across. Sample i depends on --seed and i alone, whatever the batch size or the
-number of devices.
+with γ down the rows and conditions across.
+
+Sample i depends on --seed and i alone, up to rounding: with another --batch_size or number of devices the sums are
+rounded in another order, and about one value of an image in 10,000 differs by 1 of 255.
 """
 
 import json
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -104,11 +108,12 @@ UNTIL = flags.DEFINE_float(
     f"1 − t; by default {UNTIL_IMAGES:g} for images and 1 for points",
 )
 SOLVER_HELP = (
-    f"how to integrate: {', '.join(sampling.ADAPTIVE)} choose their steps to meet --tolerance; "
+    f"how to integrate, one of {', '.join(sampling.SOLVER_NAMES)}. "
+    f"{', '.join(sampling.ADAPTIVE)} choose their steps to meet --tolerance; "
     f"{', '.join(sorted(sampling.STOCHASTIC))} add noise on the way, see --eta; the others take --steps. By default "
     f"{', '.join(f'{own.solver} for {name}' for name, own in sampling.SAMPLERS.items())}"
 )
-SOLVER = flags.DEFINE_enum("solver", None, list(sampling.SOLVER_NAMES), SOLVER_HELP)
+SOLVER = flags.DEFINE_string("solver", None, SOLVER_HELP)
 STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver; not used by adaptive ones", lower_bound=1)
 GRID = flags.DEFINE_string(
     "grid",
@@ -160,44 +165,19 @@ def main() -> None:
     own = flags.FLAGS.get_flags_for_module(sys.argv[0])
     processes.check_same("command", {flag.name: flag.value for flag in own})
     gammas = _numbers("gamma", GAMMA.value)
-    interval = None
-    if INTERVAL.value is not None:
-        start, stop = _numbers("interval", INTERVAL.value, 2)
-        interval = (start, stop)
-    name, settings = _settings(GUIDANCE.value)
-    method = sampling.Method(
-        sampler=SAMPLER.value,
-        particles=PARTICLES.value,
-        corrections=CORRECTIONS.value,
-        proposal=PROPOSAL.value,
-        clip=CLIP.value,
-        guidance=name,
-        settings=settings,
-        schedule=SCHEDULE.value,
-        perturbation=_perturbation(PERTURB.value),
-        reuse=REUSE.value,
-        solver=SOLVER.value,
-        steps=STEPS.value,
-        grid=_grid(GRID.value),
-        interval=interval,
-        replace_null=REPLACE_NULL.value,
-        rescale=RESCALE.value,
-        tolerance=TOLERANCE.value,
-        eta=ETA.value,
-        passes=PASSES.value,  # pyright: ignore[reportArgumentType]
-    )
-    method = sampling.settled(method)
+    method = _method()
     composed = _composition(COMPOSE.value)
-    if composed and COND.value != [""]:
-        raise UserError("--compose says all conditions itself: leave out --cond, or --compose")
     conds = [composed[0][0]] if composed else COND.value
+    _check_flags(method, composed)
+
     run = sampling.load(WORKDIR.value, STEP.value)
-    method = method._replace(until=_until(run))
-    weak = sampling.load(WEAK.value or WORKDIR.value, WEAK_STEP.value) if WEAK.value or WEAK_STEP.value else None
-    if method.grid == FITTED and (composed or weak):
-        raise UserError("--grid=fitted serves one network and plain conditions: leave out --compose and --weak")
-    if method.sampler == "fkc" and weak:
-        raise UserError("sampler 'fkc' draws from powers of one network's laws: leave out --weak")
+    if method.sampler == "fkc" and UNTIL.value is None and run.info.kind == "image":
+        method = method._replace(until=UNTIL_IMAGES)
+    weak = sampling.load(WEAK.value or WORKDIR.value, WEAK_STEP.value) if _weak() else None
+    if DIAGNOSE.value:
+        sampling.check_gap(method, run)
+    if not run.info.fields and not flags.FLAGS["gamma"].present:
+        gammas = [1.0]  # there is nothing to be guided towards
     for prompt in (*conds, *NEGATIVE.value, *(prompt for prompt, _ in composed)):
         prompts.parse(prompt, run.info.fields)
     if method.sampler == "fkc" and (min(gammas) < 0 or NEGATIVE.value or any(w < 0 for _, w in composed[1:])):
@@ -208,20 +188,42 @@ def main() -> None:
         )
     if EXPORT.value is not None:
         if processes.leads():
-            _export(run, weak, composed, method, Path(EXPORT.value))
+            _export(run, method, Path(EXPORT.value))
         processes.wait("the sampler is exported")
         return
     if processes.leads():
         prepare_workdir(out)
 
-    if method.grid == FITTED:
-        method = method._replace(grid="uniform")
+    if GRID.value == FITTED:
         fitted = _fitted(run, list(product(gammas, conds)), method)
         # Nodes are constants of the program, which must be the same everywhere, to the bit.
         method = method._replace(grid=tuple(processes.of_leader(fitted).tolist()))
 
-    # Draw: one cell for each γ and condition, all by the same compiled program.
-    cells, drawn, sizes, started = [], [], {}, time.perf_counter()
+    started = time.perf_counter()
+    cells, drawn, sizes = _draw(run, weak, method, gammas, conds, composed)
+    seconds = time.perf_counter() - started
+
+    if processes.leads():
+        seen = _write(out, run, method, gammas, cells, drawn, sizes, seconds)
+        _warn_of_null(run)
+        print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {seen}")
+    processes.wait("the samples are written")
+
+
+def _draw(
+    run: sampling.Run,
+    weak: sampling.Run | None,
+    method: sampling.Method,
+    gammas: list[float],
+    conds: list[str],
+    composed: list[tuple[str, float]],
+) -> tuple[list[dict[str, Any]], list[np.ndarray], dict[str, np.ndarray]]:
+    """One cell for each γ and condition, all by the same compiled program.
+
+    Returns:
+      What to know of each cell, its samples, and for --sampler=fkc the effective sample sizes by title.
+    """
+    cells, drawn, sizes = [], [], {}
     for gamma, cond in product(gammas, conds):
         title = f"{cond or 'unconditional'}, γ = {gamma:g}"
         if processes.leads():
@@ -247,13 +249,7 @@ def main() -> None:
             drawn.append(s.x)
             cell["network_evaluations"] = int(s.evaluations.max())
         cells.append(cell)
-    seconds = time.perf_counter() - started
-
-    if processes.leads():
-        _write(out, run, method, gammas, cells, drawn, sizes, seconds)
-        _warn_of_null(run)
-        print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {out / 'grid.png'}")
-    processes.wait("the samples are written")
+    return cells, drawn, sizes
 
 
 def _keep_compiled(workdir: Path) -> None:
@@ -277,53 +273,58 @@ def _write(
     drawn: list[np.ndarray],
     sizes: dict[str, np.ndarray],
     seconds: float,
-) -> None:
-    """The figure, the samples, and how they came about."""
+) -> Path:
+    """Writes the samples and how they came about, then the figures; returns where the samples can be seen.
+
+    A figure that cannot be drawn is no reason to lose samples.
+    """
+    try:
+        _save(out, run, cells, drawn)
+        _write_record(out, run, cells, method, seconds)
+    except OSError as error:
+        raise UserError(f"cannot write the samples to {out} ({error.strerror}): make room, or give --out") from error
     conds = [cell["cond"] for cell in cells[: len(cells) // len(gammas)]]
     columns = [COMPOSE.value] if COMPOSE.value else [cond or "∅" for cond in conds]
-    save_figure(
-        out / "grid.png",
-        np.stack(drawn).reshape(len(gammas), len(conds), *drawn[0].shape),
-        [f"γ = {g:g}" for g in gammas],
-        columns,
-    )
-    _save(out, np.concatenate(drawn), run.info.kind)
-    _write_record(out, run, cells, method, seconds)
-    if sizes:
-        save_sizes(out / "ess.png", sizes, np.asarray(sampling.nodes(method))[1:], method.particles)
-        print(f"effective sample sizes: {out / 'ess.png'}")
-    if DIAGNOSE.value:
-        gaps = {
-            f"γ = {g:g}": sampling.gap(
-                run,
-                conds[0],
-                gamma=g,
-                negative=NEGATIVE.value,
-                gamma_negative=GAMMA_NEGATIVE.value,
-                method=method,
-                seed=SEED.value,
-            )
-            for g in gammas
-        }
+
+    def grid() -> None:
+        figure = np.stack(drawn).reshape(len(gammas), len(conds), *drawn[0].shape)
+        save_figure(out / "grid.png", figure, [f"γ = {g:g}" for g in gammas], columns)
+
+    def gap() -> None:
+        away = {"negative": NEGATIVE.value, "gamma_negative": GAMMA_NEGATIVE.value, "method": method}
+        gaps = {f"γ = {g:g}": sampling.gap(run, conds[0], gamma=g, seed=SEED.value, **away) for g in gammas}
         save_gaps(out / "gap.png", gaps, f"{conds[0] or 'unconditional'}, {method.solver}, guidance {method.guidance}")
         print(f"the gap along the solve: {out / 'gap.png'}")
 
+    def ess() -> None:
+        save_sizes(out / "ess.png", sizes, np.asarray(sampling.nodes(method))[1:], method.particles)
+        print(f"effective sample sizes: {out / 'ess.png'}")
 
-def _export(run: sampling.Run, weak: sampling.Run | None, composed: list, method: sampling.Method, file: Path) -> None:
-    if weak or composed or method.grid == FITTED:
-        raise UserError(
-            "--export takes one network and plain conditions: leave out --compose, --weak and --grid=fitted"
-        )
+    shown = _attempt("grid.png", grid)
+    if sizes:
+        _attempt("ess.png", ess)
+    if DIAGNOSE.value:
+        _attempt("gap.png", gap)
+    return out / "grid.png" if shown else out
+
+
+def _attempt(name: str, draw: Callable[[], None]) -> bool:
+    """Draws a figure and tells whether that went well; if not, says why."""
+    try:
+        draw()
+    except Exception as error:  # whatever it is, the samples are safe
+        print(f"warning: no {name} ({type(error).__name__}: {error}); the samples are saved", file=sys.stderr)
+        return False
+    return True
+
+
+def _export(run: sampling.Run, method: sampling.Method, file: Path) -> None:
     prepare_workdir(file.parent)
     content = sampling.export(run, negative=NEGATIVE.value, gamma_negative=GAMMA_NEGATIVE.value, method=method)
     file.write_bytes(content)
     about = {"data": info_to_json(run.info), "train_step": run.step, "negative": NEGATIVE.value, **method._asdict()}
-    file.with_name(file.name + ".json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    file.with_name(file.name + ".json").write_text(_json(about))
     print(f"{file}: {len(content):,} bytes; try: python examples/serve.py {file}")
-
-
-def _until(run: sampling.Run) -> float:
-    return UNTIL.value if UNTIL.value is not None else UNTIL_IMAGES if run.info.kind == "image" else 1.0
 
 
 def _about(laws: sampling.Laws, title: str) -> dict[str, Any]:
@@ -359,13 +360,99 @@ def _warn_of_null(run: sampling.Run) -> None:
         )
 
 
+def _method() -> sampling.Method:
+    """How to sample, as the flags say; a grid that is to be fitted is uniform first."""
+    interval = None
+    if INTERVAL.value is not None:
+        start, stop = _numbers("interval", INTERVAL.value, 2)
+        interval = (start, stop)
+    name, settings = _settings(GUIDANCE.value)
+    grid = "uniform" if GRID.value == FITTED else GRID.value
+    return sampling.settled(
+        sampling.Method(
+            sampler=SAMPLER.value,
+            particles=PARTICLES.value,
+            corrections=CORRECTIONS.value,
+            proposal=PROPOSAL.value,
+            clip=CLIP.value,
+            until=1.0 if UNTIL.value is None else UNTIL.value,
+            guidance=name,
+            settings=settings,
+            schedule=SCHEDULE.value,
+            perturbation=_perturbation(PERTURB.value),
+            reuse=REUSE.value,
+            solver=SOLVER.value,
+            steps=STEPS.value,
+            grid=tuple(_numbers("grid", grid.split(","))) if "," in grid else grid,
+            interval=interval,
+            replace_null=REPLACE_NULL.value,
+            rescale=RESCALE.value,
+            tolerance=TOLERANCE.value,
+            eta=ETA.value,
+            passes=PASSES.value,  # pyright: ignore[reportArgumentType]
+        )
+    )
+
+
+def _weak() -> bool:
+    return WEAK.value is not None or WEAK_STEP.value is not None
+
+
+def _check_flags(method: sampling.Method, composed: list[tuple[str, float]]) -> None:
+    """Raises ``UserError`` for flags that do nothing, or cannot be had together, whatever the run."""
+    adaptive = method.solver in sampling.ADAPTIVE
+    fkc, away = ("--sampler=fkc", method.sampler == "fkc"), bool(NEGATIVE.value)
+    acts_with = {
+        "perturb": ("--guidance=perturbed", method.guidance == "perturbed"),
+        "weak": ("--guidance=autoguidance", method.guidance == "autoguidance"),
+        "weak_step": ("--guidance=autoguidance", method.guidance == "autoguidance"),
+        "particles": fkc,
+        "proposal": fkc,
+        "clip": fkc,
+        "until": fkc,
+        "corrections": ("--sampler=pc", method.sampler == "pc"),
+        "eta": (f"a --solver that adds noise ({', '.join(sampling.STOCHASTIC)})", method.solver in sampling.STOCHASTIC),
+        "tolerance": (f"a --solver that chooses its steps ({', '.join(sampling.ADAPTIVE)})", adaptive),
+        "grid": ("a --solver of fixed steps", not adaptive),
+        "steps": ("a --solver of fixed steps, on a --grid by name", not adaptive and isinstance(method.grid, str)),
+        "replace_null": ("--negative", away),
+        "gamma_negative": ("a --negative that does not replace ∅", away and not method.replace_null),
+    }
+    given = [name for name in flags.FLAGS if flags.FLAGS[name].present and flags.FLAGS[name].value is not False]
+    for name in given:
+        need, acts = acts_with.get(name, ("", True))
+        if not acts:
+            raise UserError(f"--{name} does nothing without {need}: add that, or leave --{name} out")
+    if composed and "cond" in given:
+        raise UserError("--compose says all conditions itself: leave out --cond, or --compose")
+    sampling.check_together(method, len(NEGATIVE.value), len(composed[1:]), _weak())
+    one_network = {"grid=fitted": GRID.value == FITTED, "diagnose": DIAGNOSE.value, "export": EXPORT.value is not None}
+    for name in (name for name, on in one_network.items() if on and (composed or _weak())):
+        raise UserError(f"--{name} serves one network and plain conditions: leave out --compose and --weak")
+    if GRID.value == FITTED:
+        sampling.check_fit(method)
+    if DIAGNOSE.value:
+        sampling.check_gap(method)
+    if EXPORT.value is not None:
+        if GRID.value == FITTED:
+            raise UserError("--export takes a grid by name or by its nodes: samples.json has those of a fitted one")
+        if method.sampler == "fkc":
+            raise UserError("--export writes a sampler of single samples: leave out --sampler=fkc")
+        for name in (
+            n for n in given if n in ("cond", "gamma", "num", "batch_size", "seed", "out", "save", "diagnose")
+        ):
+            raise UserError(
+                f"--{name} does nothing with --export: the file takes conditions, γ and seeds when it is run"
+            )
+
+
 def _settings(text: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     """name:setting=number:setting=number"""
     name, *pairs = text.split(":")
     settings = []
     for pair in pairs:
         setting, _, value = pair.partition("=")
-        settings.append((setting, _numbers(f"guidance={name}:{setting}", [value], 1)[0]))
+        settings.append((setting, _numbers(f"guidance={name}:{setting}", [value], 1, infinite=True)[0]))
     return name, tuple(settings)
 
 
@@ -403,10 +490,6 @@ def _perturbation(text: str | None) -> Perturbation:
     )
 
 
-def _grid(text: str) -> str | tuple[float, ...]:
-    return text if text in (FITTED, *times.WARPS) or "," not in text else tuple(_numbers("grid", text.split(",")))
-
-
 def _fitted(run: sampling.Run, cells: list[tuple[float, str]], method: sampling.Method) -> tuple[float, ...]:
     pilot = [cells[i % len(cells)] for i in range(max(PILOT, len(cells)))]
     silent = not processes.leads()
@@ -429,9 +512,19 @@ def _fitted(run: sampling.Run, cells: list[tuple[float, str]], method: sampling.
         )
 
 
-def _save(out: Path, x: np.ndarray, kind: str) -> None:
-    if SAVE.value == "npz" or (SAVE.value == "png" and kind != "image"):
-        np.savez_compressed(out / "samples.npz", x=x)
+def _save(out: Path, run: sampling.Run, cells: list[dict[str, Any]], drawn: list[np.ndarray]) -> None:
+    """Every sample, as --save says; an NPZ also has what each was asked to be."""
+    x = np.concatenate(drawn)
+    if SAVE.value == "npz" or (SAVE.value == "png" and run.info.kind != "image"):
+        asked: dict[str, np.ndarray] = {
+            "gamma": np.repeat(np.array([cell["gamma"] for cell in cells], np.float32), NUM.value),
+            "cond": np.repeat([COMPOSE.value or cell["cond"] for cell in cells], NUM.value),
+        }
+        if not COMPOSE.value:
+            c = prompts.condition([cell["cond"] for cell in cells for _ in range(cell["num"])], run.info.fields)
+            asked |= {f"value.{name}": a for name, a in c.value.items()}
+            asked |= {f"present.{name}": a for name, a in c.present.items()}
+        np.savez_compressed(out / "samples.npz", **{"x": x, **asked})  # pyright: ignore[reportArgumentType]
     elif SAVE.value == "png":
         (out / "png").mkdir(exist_ok=True)
         for i, image in enumerate(x):
@@ -456,10 +549,23 @@ def _write_record(out: Path, run: sampling.Run, cells: list, method: sampling.Me
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"flowguide": flowguide.__version__, "jax": jax.__version__},
     }
-    (out / "samples.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    (out / "samples.json").write_text(_json(record))
 
 
-def _numbers(name: str, texts: list[str], count: int | None = None) -> list[float]:
+def _json(value: Any) -> str:
+    """JSON, in which what is not finite becomes a string, "inf" or "nan": there are no such numbers in it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(v) for name, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _numbers(name: str, texts: list[str], count: int | None = None, infinite: bool = False) -> list[float]:
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
@@ -467,6 +573,8 @@ def _numbers(name: str, texts: list[str], count: int | None = None) -> list[floa
     if not numbers or count not in (None, len(numbers)):
         expected = f"{count} numbers" if count else "numbers"
         raise UserError(f"--{name} takes {expected} separated by commas; got {','.join(texts)!r}")
+    if any(math.isnan(n) or (math.isinf(n) and not infinite) for n in numbers):
+        raise UserError(f"--{name} takes finite numbers; got {','.join(texts)!r}")
     return numbers
 
 

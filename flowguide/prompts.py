@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +30,11 @@ def parse(prompt: str, fields: Fields) -> dict[str, np.ndarray]:
     for part in _SEPARATOR.split(prompt) if prompt.strip() else []:
         name, equals, text = (piece.strip() for piece in part.partition("="))
         if not equals:
-            if len(fields) != 1:
-                raise UserError(f"got {part.strip()!r}, expected name=value with a name of {_list(fields)}")
-            (name,), text = fields, part.strip()
-        if name not in fields:
-            raise UserError(f"unknown field {name!r}{_hint(name, fields)}: there are {_list(fields)}")
+            name, text = _only(part.strip(), fields), part.strip()
+        check_name(name, fields)
         if name in found:
             raise UserError(f"field {name!r} is given twice in {prompt!r}: give it once")
-        found[name] = _value(name, text, fields[name])
+        found[name] = value(name, text, fields[name])
     return found
 
 
@@ -77,14 +75,84 @@ def describe(value: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray],
     return ",".join(parts)
 
 
-def _value(name: str, text: str, field: Field) -> np.ndarray:
+def value(name: str, given: Any, field: Field) -> np.ndarray:
+    """One value of a field: from text, as in a prompt, or from a number or an array of the field's shape.
+
+    Raises:
+      UserError: for an unknown value, another shape, or numbers that are out of range or not finite.
+    """
+    if isinstance(given, str | np.str_):
+        return _from_text(name, str(given), field)
+    like = blank(field)
+    try:
+        a = np.asarray(given)
+    except (ValueError, TypeError):
+        a = np.asarray(None)
+    whole = np.issubdtype(a.dtype, np.integer)
+    if a.shape != like.shape or not (whole or (isinstance(field, Vector) and np.issubdtype(a.dtype, np.floating))):
+        raise UserError(f"field {name!r} takes {_takes(field)}; got {given!r}")
+    check_range(name, a, field)
+    return a.astype(like.dtype)
+
+
+def check_range(name: str, a: np.ndarray, field: Field) -> None:
+    """Raises ``UserError`` where numbers are no values of the field."""
+    match field:
+        case Label(values=known) | Tokens(words=known):
+            if not ((a >= 0) & (a < len(known))).all():
+                raise UserError(f"field {name!r} takes {_takes(field)}; got {a[(a < 0) | (a >= len(known))].flat[0]}")
+        case Vector():
+            if not np.isfinite(a).all():
+                raise UserError(f"field {name!r} takes {_takes(field)}; got {a}")
+
+
+def check_name(name: Any, fields: Fields) -> None:
+    """Raises ``UserError`` where there is no such field."""
+    if not fields:
+        raise UserError(f"got a condition on {name!r}, and the data have no fields: leave it out")
+    if name not in fields:
+        raise UserError(f"unknown field {name!r}{hint(str(name), fields)}: there are {listed(fields)}")
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """ ", did you mean 'hat'?" where a known word is near; otherwise empty."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names, separated by commas; of very many the first."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _only(got: str, fields: Fields) -> str:
+    """The name of the one field, for a value without a name."""
+    if not fields:
+        raise UserError(f"got {got!r}, and the data have no fields: leave the condition out")
+    if len(fields) > 1:
+        raise UserError(f"got {got!r}, expected name=value with a name of {listed(fields)}")
+    return next(iter(fields))
+
+
+def _takes(field: Field) -> str:
+    match field:
+        case Label(values=values):
+            return f"a name or a number from 0 to {len(values) - 1}"
+        case Vector(size=size):
+            return f"{size} finite numbers"
+        case Tokens(length=length, words=words):
+            return f"words, or {length} numbers from 0 to {len(words) - 1}"
+
+
+def _from_text(name: str, text: str, field: Field) -> np.ndarray:
     match field:
         case Label(values=values):
             if text in values:
                 return np.array(values.index(text), np.int32)
             if text.isdecimal() and int(text) < len(values):
                 return np.array(int(text), np.int32)
-            raise UserError(f"unknown value {text!r} of {name!r}{_hint(text, values)}: there are {_list(values)}")
+            raise UserError(f"unknown value {text!r} of {name!r}{hint(text, values)}: there are {listed(values)}")
         case Vector(size=size):
             try:
                 numbers = np.array([float(word) for word in text.split()], np.float32)
@@ -95,13 +163,3 @@ def _value(name: str, text: str, field: Field) -> np.ndarray:
             return numbers
         case Tokens():
             return encode(text, field)
-
-
-def _hint(word: str, known: Sequence[str] | Fields) -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f", did you mean {near[0]!r}?" if near else ""
-
-
-def _list(names: Sequence[str] | Fields, most: int = 20) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -92,6 +92,98 @@ def test_prompts_conditions_and_lists_are_the_same_thing():
     np.testing.assert_array_equal(one, ready)
 
 
+ONE = RUN._replace(
+    info=RUN.info._replace(fields={"hat": Label(tuple("0123456789"))}),
+    network=NETWORK._replace(
+        velocity=lambda params, t, x, c: (
+            jnp.where(c.present["hat"], jnp.sin(c.value["hat"] + 1.0), 0)[:, None, None, None] - x
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("cond", "prompts"),
+    [
+        (3, ["3"] * 4),
+        (np.int64(3), ["3"] * 4),
+        ({"hat": 3}, ["3"] * 4),
+        ({"hat": "3"}, ["3"] * 4),
+        ([3, "0", {"hat": 7}, ""], ["3", "0", "7", ""]),
+        (np.array([3, 0, 7, 9]), ["3", "0", "7", "9"]),
+        (jnp.array([3, 0, 7, 9]), ["3", "0", "7", "9"]),
+        ({"hat": [3, 0, 7, 9]}, ["3", "0", "7", "9"]),
+        ({"hat": np.array(["3", "0", "7", "9"])}, ["3", "0", "7", "9"]),
+        (given(np.array([3, 0, 7, 9])), ["3", "0", "7", "9"]),
+        ({}, [""] * 4),
+    ],
+    ids=str,
+)
+def test_conditions_may_be_labels_arrays_and_dicts(cond, prompts):
+    options = {"gamma": 2.0, "method": sampling.Method("euler", 4)}
+    expected = sampling.sample(ONE, prompts, **options).x
+    np.testing.assert_array_equal(sampling.sample(ONE, cond, num=4, **options).x, expected)
+    away = sampling.sample(ONE, "1", num=4, negative=prompts[:1], **options).x
+    if isinstance(cond, int | dict) and prompts[0] == prompts[1]:
+        np.testing.assert_array_equal(sampling.sample(ONE, 1, num=4, negative=cond, **options).x, away)
+    if len(set(prompts)) > 1:  # one a sample: their number need not be said
+        np.testing.assert_array_equal(sampling.sample(ONE, cond, **options).x, expected)
+
+
+def test_one_negative_needs_no_list():
+    """A string is one prompt, not one for each of its characters."""
+    listed = draw(negative=["beard=yes"]).x
+    np.testing.assert_array_equal(draw(negative="beard=yes").x, listed)
+    np.testing.assert_array_equal(draw(negative={"beard": 1}).x, listed)
+    np.testing.assert_array_equal(draw(negative=[{"beard": np.ones(10, int)}]).x, listed)
+    two = draw(negative=["beard=yes", {"hat": "none"}])
+    np.testing.assert_array_equal(draw(negative=["beard=yes", "hat=none"]).x, two.x)
+    assert (two.evaluations == 12 * 4).all()
+    with pytest.raises(UserError, match="unknown value '12' of 'hat'"):
+        sampling.sample(ONE, 3, num=2, negative="12")
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        (10, "field 'hat' takes a name or a number from 0 to 9; got 10"),
+        (-1, "from 0 to 9; got -1"),
+        (2.5, "field 'hat' takes a name or a number from 0 to 9; got 2.5"),
+        (None, 'got None, expected a prompt "hat=red", a label'),
+        (np.arange(3), "got 3 values of 'hat' for 4 samples"),
+        (np.array([3, 0, 7, 10]), "from 0 to 9; got 10"),
+        ({"hut": 3}, "unknown field 'hut', did you mean 'hat'"),
+        ({"hat": np.zeros((4, 2), int)}, "field 'hat' takes a name or a number"),
+        ({"hat": [[3], [1, 2]]}, "field 'hat' takes a name or a number"),
+        ([3, 4], "got 2 conditions for 4 samples"),
+        (given({"hut": np.arange(4)}), "got a Condition of hut, and the data have the fields hat"),
+        (given(np.zeros((4, 2), int)), r"the values of 'hat' must have shape \(4,\)"),
+        (given(np.array([3, 0, 7, 10])), "from 0 to 9; got 10"),
+    ],
+    ids=str,
+)
+def test_what_is_no_condition_is_refused(cond, message):
+    with pytest.raises(UserError, match=message):
+        sampling.sample(ONE, cond, num=4)
+    with pytest.raises(UserError, match="say which, as a prompt or a dict"):
+        sampling.sample(RUN, 3)
+
+
+def test_data_without_fields_are_drawn_by_number():
+    free = NETWORK._replace(velocity=lambda params, t, x, c: -x)
+    run = RUN._replace(info=RUN.info._replace(fields={}), network=free)
+    whole = sampling.sample(run, num=5, method=sampling.Method("euler", 10), batch_size=2)
+    assert (whole.evaluations == 10).all()
+    first = sampling.sample(run, method=sampling.Method("euler", 10))
+    assert first.x.shape == (64, *SHAPE)
+    np.testing.assert_allclose(whole.x, first.x[:5], rtol=1e-6)
+    noise = sampling.sample(run, num=5, method=sampling.Method("euler", 1)).x  # one step of dx/dt = −x ends at 0
+    np.testing.assert_allclose(noise, 0, atol=1e-7)
+    for cond in ("3", "hat=red", 3, {"hat": 3}):
+        with pytest.raises(UserError, match="the data have no fields"):
+            sampling.sample(run, cond, num=2)
+
+
 def test_gamma_of_each_sample():
     gammas = np.linspace(0, 4, 10).astype(np.float32)
     mixed = draw(gamma=gammas).x
@@ -212,6 +304,7 @@ def test_a_law_in_the_place_of_null_and_a_proposal():
         ({"method": FKC._replace(guidance="apg")}, "guidance = 'apg' is none"),
         ({"method": FKC._replace(interval=(0.2, 0.8))}, "interval = .* is none"),
         ({"method": FKC._replace(particles=1)}, "particles at least 2"),
+        ({"method": FKC._replace(until=2.0)}, r"until is the last time at which .* 0 < until <= 1; got 2.0$"),
         ({"method": FKC._replace(until=0.0)}, "0 < until <= 1"),
         ({"method": FKC._replace(clip=-1.0)}, "clip > 0"),
         ({"method": FKC._replace(proposal=1.0, eta=2.0)}, "memoryless noise, eta = 1; got 2"),
@@ -242,9 +335,12 @@ def test_laws_need_a_plain_network():
     [
         ({"cond": "hat=blue"}, "unknown value 'blue' of 'hat'"),
         ({"cond": ["hat=red"], "num": 3}, "1 conditions for 3 samples"),
-        ({"gamma": float("nan")}, "must be finite"),
+        ({"gamma": float("nan")}, r"must be finite; got gamma nan$"),
+        ({"gamma": np.ones(3)}, r"gamma must be a number, or an array of shape \(10,\)"),
+        ({"gamma_negative": np.inf, "negative": "beard=yes"}, "got gamma_negative and other weights inf"),
+        ({"compose": ("beard=yes", 0.5)}, "compose takes pairs of condition and weight"),
         ({"num": 0}, "at least 1"),
-        ({"method": sampling.Method("rk5")}, "sampler 'flow' has no solver 'rk5': there are"),
+        ({"method": sampling.Method("huen")}, r"sampler 'flow' has no solver 'huen', did you mean 'heun'\?: there are"),
         ({"method": sampling.Method(grid="log")}, "unknown grid 'log'"),
         ({"method": sampling.Method(grid=(0.0, 0.5, 0.4, 1.0))}, "increase from 0 to 1; got 0, 0.5, 0.4, 1"),
         ({"method": sampling.Method(grid=(0.1, 1.0))}, "increase from 0 to 1; got 0.1, 1"),
@@ -252,12 +348,15 @@ def test_laws_need_a_plain_network():
         ({"method": sampling.Method(replace_null=True)}, "one negative condition"),
         ({"method": sampling.Method(rescale=2.0)}, "between 0 and 1"),
         ({"gamma": 3e38}, "not finite"),
-        ({"method": sampling.Method(guidance="cgf")}, "unknown guidance 'cgf': there are apg"),
+        ({"method": sampling.Method(guidance="cgf")}, r"unknown guidance 'cgf', did you mean 'cfg'\?: there are apg"),
+        ({"method": sampling.Method(guidance="apg", settings=(("momentum", np.nan),))}, "got momentum = nan"),
         ({"method": sampling.Method(guidance="apg", settings=(("r", 1.0),))}, "it takes parallel, largest, momentum"),
         ({"method": sampling.Method(schedule="steep")}, "unknown schedule 'steep': there are beta"),
         ({"method": sampling.Method(guidance="perp_neg")}, "needs a negative condition beside ∅"),
         ({"method": sampling.Method(guidance="tcfg"), "negative": ["beard=yes"]}, "with a weight of its own makes two"),
-        ({"method": sampling.Method(guidance="autoguidance")}, "needs a worse network"),
+        ({"method": sampling.Method(guidance="autoguidance")}, "give --weak=DIR or --weak_step=N"),
+        ({"method": sampling.Method(guidance="perturbed")}, "give --perturb=skip=1"),
+        ({"weak": RUN}, "a weak run is for guidance 'autoguidance'; got 'cfg'"),
         (
             {"method": sampling.Method(guidance="cfg_pp")},
             "first-order step with a noise of its own: use ddim, not heun",
@@ -402,21 +501,123 @@ def test_truncated_checkpoint_and_missing_files_are_named(digits, tmp_path):
         sampling.load(broken)
 
 
+# Of a run that is not there: what is found before any run is read.
+EARLY = [
+    ("--perturb=skip=1", "--perturb does nothing without --guidance=perturbed: add that, or leave --perturb out"),
+    ("--weak_step=3", "--weak_step does nothing without --guidance=autoguidance"),
+    ("--weak=RUN", "--weak does nothing without --guidance=autoguidance"),
+    ("--guidance=autoguidance", "give --weak=DIR or --weak_step=N"),
+    ("--eta=0.5 --solver=heun", "--eta does nothing without a --solver that adds noise (euler_maruyama"),
+    ("--eta=0", "--eta does nothing"),
+    ("--particles=64", "--particles does nothing without --sampler=fkc"),
+    ("--sampler=pc --clip=1", "--clip does nothing without --sampler=fkc"),
+    ("--until=1", "--until does nothing without --sampler=fkc"),
+    ("--proposal=1", "--proposal does nothing without --sampler=fkc"),
+    ("--sampler=fkc --until=2", "0 < until <= 1; got 2"),
+    ("--sampler=fkc --corrections=2", "--corrections does nothing without --sampler=pc"),
+    ("--tolerance=1e-4", "--tolerance does nothing without a --solver that chooses its steps (bosh3, dopri5, tsit5)"),
+    ("--steps=25 --solver=dopri5", "--steps does nothing without a --solver of fixed steps"),
+    ("--steps=3 --grid=0,0.5,1", "--steps does nothing without a --solver of fixed steps, on a --grid by name"),
+    ("--grid=uniform --solver=dopri5", "--grid does nothing without a --solver of fixed steps"),
+    ("--gamma_negative=1", "--gamma_negative does nothing without a --negative"),
+    ("--gamma_negative=1 --negative=3 --replace_null", "--gamma_negative does nothing without a --negative that does"),
+    ("--replace_null", "--replace_null does nothing without --negative"),
+    ("--sampler=fkc --diagnose", "the gap is measured along ab2"),
+    ("--diagnose --solver=renoise", "the gap is measured along ab2"),
+    ("--diagnose --compose=3:1,4:1", "--diagnose serves one network and plain conditions: leave out --compose"),
+    ("--grid=fitted --compose=3:1", "--grid=fitted serves one network and plain conditions: leave out --compose"),
+    ("--grid=fitted --solver=renoise", "a grid is fitted to ab2"),
+    ("--export=file --num=3", "--num does nothing with --export"),
+    ("--gamma=nan", "--gamma takes finite numbers; got 'nan'"),
+    ("--gamma=two", "--gamma takes numbers"),
+    ("--solver=huen", "has no solver 'huen', did you mean 'heun'?"),
+    ("--guidance=cgf", "unknown guidance 'cgf', did you mean 'cfg'?"),
+    ("--guidance=apg:r=1", "guidance 'apg' has no setting 'r': it takes parallel"),
+    ("--guidance=perp_neg", "needs a negative condition beside ∅"),
+    ("--guidance=tcfg --compose=3:1,4:1", "composed by guidance 'cfg'; got 'tcfg'"),
+    ("--sampler=fkc --interval=0.2,0.8", "interval = (0.2, 0.8) is none"),
+    ("--grid=0,1,0.5", "the nodes of a grid increase from 0 to 1"),
+    ("--perturb=drop=1", "--perturb takes skip, attention, blur, layers; got 'drop'"),
+    ("--compose=3:1 --cond=4", "leave out --cond, or --compose"),
+    ("--steps=3 --noreplace_null", "no run in nowhere"),  # all is well, but for the run
+    ("--solver=dopri5 --tolerance=1e-3 --negative=3 --gamma_negative=2", "no run in nowhere"),
+    ("--sampler=fkc --particles=4 --clip=1 --until=0.5 --eta=1 --proposal=1 --steps=3", "no run in nowhere"),
+    ("--sampler=pc --corrections=1 --solver=heun", "no run in nowhere"),
+]
+COMMANDS = """
+import json, sys
+from absl import flags
+import sample
+from flowguide.errors import UserError
+for arguments in json.load(sys.stdin):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    try:
+        flags.FLAGS(["sample.py", *arguments])
+        sample.main()
+        print("drawn", file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
+    except Exception as error:
+        print(type(error), error, file=sys.stderr)
+"""
+
+
+def commands(*arguments):
+    """What each of several commands ends with, a line each; all are run by one process, as its start takes longest."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        cwd=ROOT,
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def early():
+    lines = commands(*(["--workdir=nowhere", *case.split()] for case, _ in EARLY))
+    assert len(lines) == len(EARLY), lines
+    return {case: line for (case, _), line in zip(EARLY, lines, strict=True)}
+
+
+@pytest.mark.parametrize(("case", "message"), EARLY, ids=[case for case, _ in EARLY])
+def test_flags_that_do_nothing_are_refused_before_the_run_is_read(case, message, early):
+    assert message in early[case]
+    assert not (ROOT / "nowhere").exists()
+
+
+def test_samples_are_saved_before_the_figure_is_drawn(digits, tmp_path):
+    """A folder where the figure should go: its writing fails, and nothing is lost. The record is JSON, without ∞."""
+    (tmp_path / "grid.png").mkdir()
+    options = ["--num=2", "--steps=2", "--save=npz", "--guidance=apg:largest=inf", "--gamma=1,3", "--cond=3", "--cond="]
+    *told, end = commands([f"--workdir={digits}", f"--out={tmp_path}", *options])
+    assert end == "drawn"
+    assert any("warning: no grid.png (IsADirectoryError" in line for line in told)
+    saved = np.load(tmp_path / "samples.npz")
+    assert saved["x"].shape == (8, 8, 8, 1)
+    np.testing.assert_array_equal(saved["gamma"], [1, 1, 1, 1, 3, 3, 3, 3])
+    np.testing.assert_array_equal(saved["cond"], ["3", "3", "", ""] * 2)
+    np.testing.assert_array_equal(saved["value.label"][saved["present.label"]], [3] * 4)
+    np.testing.assert_array_equal(saved["present.label"], [True, True, False, False] * 2)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    record = json.loads((tmp_path / "samples.json").read_text(), parse_constant=refuse)
+    assert record["settings"] == [["largest", "inf"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "expected --workdir=DIR"),
         (["--workdir=nowhere"], "no run in nowhere"),
         (["--workdir=RUN", "--cond=digit=3"], "unknown field 'digit': there are label"),
-        (["--workdir=RUN", "--solver=rk5"], "--solver=rk5: value should be one of"),
-        (["--workdir=RUN", "--gamma=two"], "--gamma takes numbers"),
+        (["--workdir=RUN", "--schedule=steep"], "--schedule=steep: value should be one of"),
         (["--workdir=RUN", "--compose=3"], "--compose takes condition:weight"),
-        (["--workdir=RUN", "--compose=3:1", "--cond=4"], "leave out --cond, or --compose"),
-        (["--workdir=RUN", "--compose=3:1", "--grid=fitted"], "leave out --compose and --weak"),
-        (["--workdir=RUN", "--perturb=drop=1"], "--perturb takes skip, attention, blur, layers; got 'drop'"),
-        (["--workdir=RUN", "--guidance=apg:r=1"], "guidance 'apg' has no setting 'r': it takes parallel"),
-        (["--workdir=RUN", "--grid=0,1,0.5"], "the nodes of a grid increase from 0 to 1"),
-        (["--workdir=RUN", "--sampler=fkc", "--interval=0.2,0.8"], "interval = (0.2, 0.8) is none"),
         (["--workdir=RUN", "--step=99"], "no checkpoint of step 99"),
     ],
     ids=str,

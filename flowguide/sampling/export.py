@@ -14,8 +14,10 @@ from flowguide import prompts
 from flowguide.condition import Condition, given
 from flowguide.data import to_image
 from flowguide.errors import UserError
+from flowguide.sampling.checks import check, settled
+from flowguide.sampling.conditions import Cond
 from flowguide.sampling.draw import drawing
-from flowguide.sampling.method import DEFAULT, Method, Wanted, ask, check, settled
+from flowguide.sampling.method import DEFAULT, Method, Wanted, ask
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, PyTree
 
@@ -25,7 +27,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def export(
     run: Run,
     *,
-    negative: Sequence[str] = (),
+    negative: Cond = (),
     gamma_negative: float = 1.0,
     compose: Sequence[tuple[str, float]] = (),
     method: Method = DEFAULT,
@@ -44,7 +46,7 @@ def export(
 
     Args:
       run: from ``load``.
-      negative: prompts to avoid in every sample.
+      negative: what to avoid in every sample, as in ``sample``.
       gamma_negative: their weight.
       compose: further prompts with their weights, as in ``sample``.
       method: how to guide and integrate; one program for all of its settings.

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowguide import paths, processes, solvers, tilted
-from flowguide.condition import Condition
 from flowguide.data import to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
+from flowguide.sampling.checks import check, settled
+from flowguide.sampling.conditions import Cond, number
 from flowguide.sampling.draw import layout, shares, spread
-from flowguide.sampling.method import Method, Wanted, ask, check, nodes, number, settled
+from flowguide.sampling.method import Method, Wanted, ask, nodes
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
@@ -45,13 +46,13 @@ class Laws(NamedTuple):
 
 def sample_laws(
     run: Run,
-    cond: str | Sequence[str] | Condition = "",
+    cond: Cond = "",
     *,
     num: int | None = None,
     gamma: float | np.ndarray = 1.0,
-    negative: Sequence[str | Condition] = (),
+    negative: Cond = (),
     gamma_negative: float = 1.0,
-    compose: Sequence[tuple[str | Condition, float]] = (),
+    compose: Sequence[tuple[Cond, float]] = (),
     method: Method = DEFAULT,
     seed: int = 0,
     batch_size: int = 64,
@@ -65,7 +66,7 @@ def sample_laws(
 
     Args:
       run: from ``load``.
-      cond: a prompt for all laws, one prompt each, or a Condition of ``num`` examples.
+      cond: for all laws or one each, in any of the forms that ``sample`` takes.
       num: how many laws; by default one a prompt, or 1.
       gamma: γ, for all or ``(num,)``.
       negative: as in ``sample``, for each law.
@@ -81,7 +82,7 @@ def sample_laws(
       UserError: for settings that cannot be, before anything is computed, and where particles are not finite.
     """
     method = settled(method)
-    num = number(cond, num, 1)
+    num = number(cond, num, 1, run.info.fields)
     if num < 1 or batch_size < 1 or method.particles < 2:
         raise UserError(
             "num and batch_size must be at least 1 and particles at least 2; got "
@@ -168,18 +169,4 @@ def _check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method) -> Non
         raise UserError("this network is a guided velocity already; weights need u(x, c) and u(x, ∅): give a plain one")
     if not run.has_null and not method.replace_null:
         raise UserError("this network was trained without null dropout, so it knows no p(x): train with drop_rate > 0")
-    plain = Method()
-    for name in ("guidance", "settings", "schedule", "interval", "rescale", "perturbation", "reuse"):
-        if getattr(method, name) != getattr(plain, name):
-            raise UserError(
-                f"sampler 'fkc' draws from one law, a product of powers: {name} = {getattr(method, name)!r} is none; "
-                "leave it out, or use the sampler 'flow'"
-            )
-    if method.proposal is not None and method.eta != 1:
-        raise UserError(f"a proposal of its own needs memoryless noise, eta = 1; got {method.eta}")
-    if not 0 <= method.threshold <= 1 or not 0 < method.until <= 1 or (method.clip is not None and not method.clip > 0):
-        raise UserError(
-            "expected 0 <= threshold <= 1, 0 < until <= 1 and clip > 0; got "
-            f"{method.threshold}, {method.until} and {method.clip}"
-        )
     check(run, wanted, weights, method)

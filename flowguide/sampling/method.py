@@ -1,4 +1,4 @@
-"""How to sample, what each sample is asked to be, and whether the two can be had together."""
+"""How to sample, and what each sample is asked to be."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowguide import guidance, paths, prompts, solvers, times
+from flowguide import guidance, paths, solvers, times
 from flowguide.condition import Condition, bind
 from flowguide.errors import UserError
 from flowguide.networks import Network
 from flowguide.networks.perturbation import Perturbation
+from flowguide.sampling.conditions import Cond, conditions, negatives
 from flowguide.sampling.run import Run
 from flowguide.targets import with_gamma
 from flowguide.typing import Array, PyTree, Schedule, Velocity
@@ -105,37 +105,29 @@ class Wanted(NamedTuple):
     gamma: np.ndarray
 
 
-def settled(method: Method) -> Method:
-    """The method with its solver and η said.
-
-    Raises:
-      UserError: for a sampler that there is not.
-    """
-    if method.sampler not in SAMPLERS:
-        raise UserError(f"unknown sampler {method.sampler!r}: there are {', '.join(SAMPLERS)}")
-    own = SAMPLERS[method.sampler]
-    eta = own.eta if method.proposal is None else 1.0  # another proposal is weighed by its own, memoryless noise
-    return method._replace(
-        solver=own.solver if method.solver is None else method.solver, eta=eta if method.eta is None else method.eta
-    )
-
-
 def ask(
     run: Run,
-    cond: str | Sequence[str] | Condition,
+    cond: Cond,
     num: int,
     gamma: float | np.ndarray,
-    negative: Sequence[str | Condition],
+    negative: Cond,
     gamma_negative: float,
-    compose: Sequence[tuple[str | Condition, float]] = (),
+    compose: Sequence[tuple[Cond, float]] = (),
 ) -> tuple[Wanted, np.ndarray]:
     """What each of ``num`` samples is asked to be, and the weights of negative and of further conditions."""
     fields = run.info.fields
+    for pair in compose:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], int | float | np.number)):
+            raise UserError(f'compose takes pairs of condition and weight, as [("hat=red", 0.5)]; got {pair!r}')
+    try:
+        gammas = np.broadcast_to(np.asarray(gamma, np.float32), (num,))
+    except (ValueError, TypeError):
+        raise UserError(f"gamma must be a number, or an array of shape ({num},); got {gamma!r}") from None
     wanted = Wanted(
         conditions(cond, fields, num),
-        tuple(conditions(d, fields, num) for d in negative),
+        tuple(conditions(d, fields, num) for d in negatives(negative)),
         tuple(conditions(d, fields, num) for d, _ in compose),
-        np.broadcast_to(np.asarray(gamma, np.float32), (num,)),
+        gammas,
     )
     return wanted, np.array([gamma_negative, *(w for _, w in compose)], np.float32)
 
@@ -185,113 +177,3 @@ def nodes(method: Method) -> Array:
     if isinstance(method.grid, str):
         return times.grid(method.steps, times.WARPS[method.grid]())
     return jnp.asarray(method.grid, jnp.float32)
-
-
-def conditions(cond: str | Sequence[str] | Condition, fields: dict, num: int) -> Condition:
-    """One condition a sample, from a prompt for all, a prompt each, or conditions ready made."""
-    if not isinstance(cond, Condition):
-        cond = prompts.condition([cond] * num if isinstance(cond, str) else cond, fields)
-    if batch(cond) != num and fields:
-        raise UserError(f"got {batch(cond)} conditions for {num} samples: give one for all, or one for each")
-    return cond
-
-
-def number(cond: str | Sequence[str] | Condition, num: int | None, default: int) -> int:
-    """``num`` or, where none is said, one a condition; for one prompt ``default``."""
-    if num is not None:
-        return num
-    return default if isinstance(cond, str) else batch(cond) if isinstance(cond, Condition) else len(cond)
-
-
-def batch(c: Condition) -> int:
-    """Of how many samples; 0 where there are no fields."""
-    return len(jax.tree.leaves(c.present)[0]) if jax.tree.leaves(c.present) else 0
-
-
-def check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method, weak: Run | None = None) -> None:
-    """Raises ``UserError`` for what cannot be, before anything is computed."""
-    gamma, away = wanted.gamma, wanted.away
-    if method.solver not in SAMPLERS[method.sampler].solvers:
-        raise UserError(
-            f"sampler {method.sampler!r} has no solver {method.solver!r}: there are "
-            f"{', '.join(SAMPLERS[method.sampler].solvers)}"
-        )
-    if isinstance(method.grid, str) and method.grid not in times.WARPS:
-        raise UserError(f"unknown grid {method.grid!r}: there are {', '.join(sorted(times.WARPS))}, or give its nodes")
-    if not isinstance(method.grid, str):
-        ts = np.asarray(method.grid, np.float32)
-        if len(ts) < 2 or ts[0] != 0 or ts[-1] != 1 or not (np.diff(ts) > 0).all():
-            raise UserError(f"the nodes of a grid increase from 0 to 1; got {', '.join(f'{t:g}' for t in ts)}")
-    if method.steps < 1 or method.reuse < 1 or method.corrections < 1:
-        raise UserError(
-            "steps, reuse and corrections must be at least 1; got "
-            f"{method.steps}, {method.reuse} and {method.corrections}"
-        )
-    if not (np.isfinite(gamma).all() and np.isfinite(weights).all()):
-        raise UserError(f"guidance scales must be finite; got gamma {gamma}, gamma_negative and weights {weights}")
-    if method.schedule not in guidance.SCHEDULES:
-        raise UserError(f"unknown schedule {method.schedule!r}: there are {', '.join(sorted(guidance.SCHEDULES))}")
-    if not 0 <= method.rescale <= 1:
-        raise UserError(f"rescale mixes between 0 and 1; got {method.rescale}")
-    if method.eta is None or not 0 <= method.eta < np.inf:
-        raise UserError(f"eta, the strength of the noise, must be 0 or more; got {method.eta}")
-    if method.tolerance <= 0:
-        raise UserError(f"the tolerance must be positive; got {method.tolerance}")
-    if method.interval is not None and not 0 <= method.interval[0] < method.interval[1] <= 1:
-        raise UserError(f"interval needs 0 <= start < stop <= 1; got {method.interval}")
-    if method.replace_null and len(away) != 1:
-        raise UserError(f"replace_null puts one negative condition in the place of ∅; got {len(away)} of them")
-    if weak is not None and (weak.info.shape, weak.info.fields, weak.path) != (
-        run.info.shape,
-        run.info.fields,
-        run.path,
-    ):
-        raise UserError("the weak run must have been trained on data of the same shape and fields, on the same path")
-    if run.gammas is not None:
-        low, high = run.gammas
-        if not ((gamma >= low) & (gamma <= high)).all():
-            raise UserError(f"this network was taught γ from {low:g} to {high:g} and is told it; got {gamma}")
-        asked = away or wanted.others or weak, method.guidance, method.rescale, method.interval, method.schedule
-        if asked[0] or asked[1:] != ("cfg", 0.0, None, "constant"):
-            raise UserError(
-                "this network is guided by the γ it is told: negatives, intervals and the like need another"
-            )
-        return
-    if run.guided and (gamma > 1).any():
-        raise UserError(f"this network is guided already (target model_guidance): use gamma 1; got {gamma.max():g}")
-    if not run.has_null and method.guidance != "autoguidance" and (away or (gamma != 1).any() or not _full(wanted.c)):
-        raise UserError(
-            "this network was trained without null dropout (drop_rate = 0), so it knows no ∅: give every field, "
-            "gamma 1 and no negative, or train with drop_rate > 0"
-        )
-    if method.guidance == "cfg_pp" and (
-        method.solver not in ("ddim", "euler") or (method.solver == "euler" and run.path != "linear")
-    ):
-        raise UserError(f"guidance cfg_pp is a first-order step with a noise of its own: use ddim, not {method.solver}")
-    if method.guidance == "cfg_pp" and method.schedule != "constant":
-        raise UserError(
-            f"guidance cfg_pp has no γ to schedule, gamma is its strength λ: use schedule 'constant', not "
-            f"{method.schedule!r}"
-        )
-    try:
-        velocity, _ = guided(
-            run.network,
-            weak and weak.network,
-            False,
-            run.path,
-            method,
-            (run.params, weak and weak.params),
-            wanted,
-            weights,
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
-    if method.solver in ADAPTIVE and isinstance(velocity, solvers.StatefulVelocity):
-        raise UserError(
-            f"{method.solver} chooses its steps, and guidance {method.guidance} remembers them or reuses references: "
-            "use a solver that takes --steps"
-        )
-
-
-def _full(c: Condition) -> bool:
-    return all(np.all(p) for p in jax.tree.leaves(c.present))

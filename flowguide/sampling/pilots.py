@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import numpy as np
 
 from flowguide import guidance, paths, solvers
-from flowguide.condition import Condition
 from flowguide.errors import UserError
-from flowguide.sampling.method import DEFAULT, Method, ask, check, guided, nodes, number, settled
+from flowguide.sampling.checks import check, settled
+from flowguide.sampling.conditions import Cond, number
+from flowguide.sampling.method import DEFAULT, Method, ask, guided, nodes
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, PyTree
 
 
 def fit_grid(
     run: Run,
-    cond: Sequence[str] | Condition,
+    cond: Cond,
     *,
     gamma: float | np.ndarray = 1.0,
-    negative: Sequence[str | Condition] = (),
+    negative: Cond = (),
     gamma_negative: float = 1.0,
     method: Method = DEFAULT,
     seed: int = 0,
@@ -34,7 +35,7 @@ def fit_grid(
 
     Args:
       run: from ``load``.
-      cond: the conditions of the pilot samples, one prompt each, of all that the grid is to serve: 64 are enough.
+      cond: the conditions of the pilot samples, one each, of all that the grid is to serve: 64 are enough.
       gamma: guidance scale γ, for all or for each.
       negative: as in ``sample``.
       gamma_negative: as in ``sample``.
@@ -47,18 +48,15 @@ def fit_grid(
       UserError: for settings that cannot be, and solvers that no grid can be fitted to.
     """
     method = settled(method)
-    if method.solver not in solvers.SOLVERS or method.sampler != "flow":
-        raise UserError(
-            f"a grid is fitted to {', '.join(sorted(solvers.SOLVERS))}; got {method.solver}, sampler {method.sampler}"
-        )
-    num = number(cond, None, 1)
+    check_fit(method)
+    num = number(cond, None, 1, run.info.fields)
     wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative)
     check(run, wanted, weights, method)
     told = run.gammas is not None
     velocity, _ = guided(run.network, None, told, run.path, method, (run.params, None), wanted, weights)
     key = jax.random.fold_in(jax.random.key(seed), 2**31)  # no sample has this number
     noise = jax.random.normal(key, (num, *run.info.shape))
-    solver = solvers.SOLVERS[method.solver](paths.PATHS[run.path]())
+    solver = solvers.SOLVERS[str(method.solver)](paths.PATHS[run.path]())
     try:
         ts = solvers.fit_grid(solver, velocity, noise, method.steps, iterations=iterations, progress=progress)
     except (ValueError, TypeError) as error:
@@ -66,13 +64,27 @@ def fit_grid(
     return tuple(float(t) for t in ts)
 
 
+def check_fit(method: Method) -> None:
+    """Raises ``UserError`` where no grid can be fitted; ``method`` is settled."""
+    _check_deterministic(method, "a grid is fitted to")
+
+
+def check_gap(method: Method, run: Run | None = None) -> None:
+    """Raises ``UserError`` where ``gap`` has nothing to measure along, or of a run; ``method`` is settled."""
+    _check_deterministic(method, "the gap is measured along")
+    if method.guidance == "autoguidance":
+        raise UserError("the gap is that of one network, u(x, c) and u(x, ∅); got guidance 'autoguidance'")
+    if run is not None and (run.gammas is not None or not run.has_null):
+        raise UserError("the gap is that of u(x, c) and u(x, ∅), and this network knows no ∅: take a plain run")
+
+
 def gap(
     run: Run,
-    cond: str,
+    cond: Cond,
     *,
     num: int = 32,
     gamma: float = 1.0,
-    negative: Sequence[str] = (),
+    negative: Cond = (),
     gamma_negative: float = 1.0,
     method: Method = DEFAULT,
     seed: int = 0,
@@ -83,14 +95,10 @@ def gap(
       UserError: for settings that cannot be, and solvers that have no steps of their own or no reference to look at.
     """
     method = settled(method)
-    if method.solver not in solvers.SOLVERS or method.sampler != "flow" or run.gammas is not None:
-        raise UserError(
-            f"the gap is measured along {', '.join(sorted(solvers.SOLVERS))}, of a network that knows ∅; got "
-            f"{method.solver}, sampler {method.sampler}"
-        )
+    check_gap(method, run)
     wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative)
     check(run, wanted, weights, method)
-    solver = solvers.SOLVERS[method.solver](paths.PATHS[run.path]())
+    solver = solvers.SOLVERS[str(method.solver)](paths.PATHS[run.path]())
 
     @jax.jit
     def measured(params: PyTree, x0: Array) -> guidance.Gap:
@@ -98,3 +106,9 @@ def gap(
         return guidance.gap(partial(run.network.velocity, params), wanted.c, solver, velocity, x0, nodes(method))
 
     return measured(run.params, jax.random.normal(jax.random.key(seed), (num, *run.info.shape)))
+
+
+def _check_deterministic(method: Method, what: str) -> None:
+    if method.solver not in solvers.SOLVERS or method.sampler != "flow":
+        names = ", ".join(sorted(solvers.SOLVERS))
+        raise UserError(f"{what} {names}; got {method.solver}, sampler {method.sampler}")
