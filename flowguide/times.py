@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 
 from flowguide.typing import Array, PRNGKey
@@ -94,5 +95,6 @@ def grid(steps: int, warp: Warp | None = None) -> Array:
     """
     if steps < 1:
         raise ValueError(f"a grid needs at least 1 step; got steps={steps}")
-    nodes = (warp or uniform())(jnp.linspace(0.0, 1.0, steps + 1))
+    # Rounded from float64: the node 9/10 is 0.9 as anyone else writes it, the end of an interval for one.
+    nodes = (warp or uniform())(jnp.asarray(np.linspace(0.0, 1.0, steps + 1)))
     return nodes.at[0].set(0.0).at[-1].set(1.0)

@@ -140,11 +140,17 @@ def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
         np.testing.assert_allclose(mixed[::2], conditional(times_of_each, X)[::2], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("edge", [0.4, 0.6])
-def test_both_ends_are_inside(edge):
-    u, _ = guided(sampling.Method(solver="euler", interval=(0.4, 0.6)), 3.0, [])
-    whole, _ = guided(sampling.Method(solver="euler"), 3.0, [])
-    np.testing.assert_array_equal(u(jnp.float32(edge), X), whole(jnp.float32(edge), X))
+@pytest.mark.parametrize("steps", [10, 20, 25])
+def test_both_ends_are_inside(steps):
+    """At the nodes of a grid too, whose floats are those that one writes."""
+    ts, whole = times.grid(steps), guided(sampling.Method(solver="euler"), 3.0, [])[0]
+    for first in range(steps // 2):
+        last = steps - 1 - first
+        method = sampling.Method(solver="euler", interval=(first / steps, last / steps))
+        u, rules = guided(method, 3.0, [])
+        assert guidance.network_evaluations(solvers.euler(), rules, ts) == steps + last - first + 1
+    for t in (ts[first], ts[last]):
+        np.testing.assert_array_equal(u(t, X), whole(t, X))
 
 
 @pytest.mark.parametrize("name", ["dng", "feedback", "apg, momentum"])
