@@ -110,6 +110,46 @@ def test_gradients_do_not_go_through_what_teaches(name):
     assert abs(float(at(1.0) - at(0.0))) > 1e-2
 
 
+def test_residuals_are_their_formulas():
+    """Each pass answers otherwise, by its condition and the γ it is told: GFT's null pass is told γ = 1, say."""
+    label, present = np.array([0, 1, 1]), np.array([True, True, False])
+    u, gamma = np.array([[0.3], [-1.0], [0.7]]), np.array([1.5, 4.0, 2.5])
+    t, x = np.array([0.2, 0.5, 0.9]), np.array([[1.0], [-2.0], [0.4]])
+
+    def network(base):
+        def answer(t, x, c):
+            told = 0.1 * c.value[GAMMA][:, 0] * c.present[GAMMA] if GAMMA in c.value else 0.0
+            mark = jnp.where(c.present["label"], c.value["label"] + 2.0, -3.0)
+            return (base + t * 0.5 + mark + told)[:, None] * x
+
+        return answer
+
+    def of(base, present, told=0.0):
+        return (base + t * 0.5 + np.where(present, label + 2.0, -3.0) + 0.1 * told)[:, None] * x
+
+    seen = targets.Seen(jnp.asarray(t), jnp.asarray(x), Condition({"label": label}, {"label": jnp.asarray(present)}))
+    nowhere, g, beta = np.zeros(3, bool), gamma[:, None], 1 / gamma[:, None]
+    expected = {
+        "plain": of(5, present) - u,
+        "model_guidance": of(5, present) - (u + 0.6 * (of(9, present) - of(9, nowhere))),
+        "guidance_free": beta * of(5, present, gamma) + (1 - beta) * of(5, nowhere, 1.0) - u,
+        "distilled": of(5, present, gamma) - ((1 - g) * of(9, nowhere) + g * of(9, present)),
+    }
+    made = {name: make() for name, make in targets.TARGETS.items()} | {"model_guidance": targets.model_guidance(2.5)}
+    assert set(made) == set(expected)
+    for name, target in made.items():
+        got = target.residual(network(5), network(9), seen, jnp.asarray(u), jnp.asarray(gamma))
+        np.testing.assert_allclose(got, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_ranges_of_gamma_by_default_are_those_of_the_papers():
+    """GFT draws β from 0.2 on; Meng et al. distil w from 0 to 4, which is γ from 1 to 5; MG takes w = 1/2."""
+    assert targets.guidance_free().gammas == (1.0, 5.0)
+    assert targets.distilled().gammas == (1.0, 5.0)
+    np.testing.assert_allclose(targets.guidance_free(0.25).quantile(np.array([0.0, 0.5, 1.0])), [1.0, 1.6, 4.0])
+    np.testing.assert_allclose(targets.distilled((2.0, 6.0)).quantile(np.array([0.0, 0.25, 1.0])), [2.0, 3.0, 6.0])
+
+
 @pytest.mark.parametrize(
     ("target", "law"),
     [

@@ -25,6 +25,7 @@ def test_warp_is_an_increasing_map_of_the_interval(name):
 def test_grid_refuses_no_steps():
     with pytest.raises(ValueError, match="at least 1 step"):
         times.grid(0)
+    np.testing.assert_array_equal(times.grid(1), [0.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,34 @@ def test_draws_follow_their_law(warp, law):
     assert (t < 1).all()
     y = np.log(t / (1 - t)) if law.dist.name == "norm" else t
     assert stats.kstest(y, law.cdf).pvalue > 1e-4
+
+
+TAU = np.array([0.05, 0.2, 0.45, 0.7, 0.9])
+FORMULAS = {
+    "uniform": (times.uniform(), TAU),
+    "logit_normal": (times.logit_normal(-0.4, 0.8), 1 / (1 + np.exp(0.4 - 0.8 * stats.norm.ppf(TAU)))),
+    "shift": (times.shift(2.0), TAU / (TAU + 2 * (1 - TAU))),
+    "sway": (times.sway(-0.7), TAU - 0.7 * (np.cos(np.pi * TAU / 2) - 1 + TAU)),
+    "cosine": (times.cosine(), np.sin(np.pi * TAU / 2) ** 2),
+    "karras": (times.karras(3.0, 0.01, 50.0), 1 / (1 + (50 ** (1 / 3) * (1 - TAU) + 0.01 ** (1 / 3) * TAU) ** 3)),
+    "mode": (times.mode(0.9), TAU + 0.9 * (np.cos(np.pi * TAU / 2) ** 2 - 1 + TAU)),
+}
+
+
+@pytest.mark.parametrize("name", times.WARPS)
+def test_warp_is_its_formula(name):
+    warp, expected = FORMULAS[name]
+    np.testing.assert_allclose(warp(jnp.asarray(TAU, jnp.float32)), expected, rtol=3e-6)
+
+
+def test_defaults_are_those_of_the_papers():
+    """Sway of −1 puts t = 1 − cos(πτ/2), denser near noise (F5-TTS, §3.2); Karras et al. 2022, Table 1; SD3's s = 3."""
+    tau = jnp.asarray(TAU, jnp.float32)
+    np.testing.assert_allclose(times.sway()(tau), 1 - np.cos(np.pi * TAU / 2), rtol=1e-5)
+    np.testing.assert_array_equal(times.logit_normal()(tau), times.logit_normal(0.0, 1.0)(tau))
+    np.testing.assert_array_equal(times.shift()(tau), times.shift(3.0)(tau))
+    np.testing.assert_array_equal(times.karras()(tau), times.karras(7.0, 0.002, 80.0)(tau))
+    np.testing.assert_array_equal(times.mode()(tau), times.mode(1.29)(tau))
 
 
 def test_shift_matches_resolution_scaling():
@@ -66,4 +95,10 @@ def test_stratified_batch_has_one_draw_a_stratum():
     tau = times.draw(KEYS[:256], times.uniform())
     t = times.stratify(tau, index, 256)
     np.testing.assert_array_equal(np.floor(np.asarray(t, np.float64) * 256), np.arange(256))
+    assert np.isfinite(times.logit_normal()(t)).all()
+
+
+def test_strata_at_the_ends_keep_off_zero_and_one():
+    t = times.stratify(jnp.array([0.0, 1.0]), jnp.array([8, 15]), 8)
+    assert 0 < t[0] < t[1] < 1
     assert np.isfinite(times.logit_normal()(t)).all()

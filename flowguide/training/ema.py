@@ -30,7 +30,7 @@ def power(std: float = 0.05) -> Profile:
     the initial parameters.
 
     Args:
-      std: relative standard deviation σ_rel of the averaging weights, 0 < σ_rel < 0.28.
+      std: relative standard deviation σ_rel of the averaging weights, 0 < σ_rel < 12^-½ ≈ 0.2887, which is that of equal weights.
 
     Raises:
       ValueError: if ``std`` is out of range.
@@ -46,7 +46,7 @@ def power_exponent(std: float) -> float:
       ValueError: if no γ > 0 has this standard deviation.
     """
     if not 0.0 < std < 12**-0.5 - 1e-6:
-        raise ValueError(f"a power-function EMA needs a relative width between 0 and 0.288; got {std}")
+        raise ValueError(f"a power-function EMA needs a relative width between 0 and 12^-½ = 0.2887; got {std}")
     low, high = 0.0, 1e6
     for _ in range(200):  # the width falls as γ grows
         middle = (low + high) / 2
