@@ -11,7 +11,7 @@ no test can be expected to notice, and says why; it still counts as one that sur
 
 Each mutant runs the tests named beside it in a forked process that imports the mutated source from memory: no file is
 touched. Before that, the same tests run on the source as it is and must pass. A failed test kills a mutant, and so does
-a run that takes too long. A mutant that cannot be imported, or whose tests cannot be collected, is an error of the list.
+a run that takes too long. A mutant that cannot be imported, or whose tests cannot be collected, is an error.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,22 +122,28 @@ def _scopes(source: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+class _FromMemory(SourceFileLoader):
+    """Loads a module from a source in memory, never from a .pyc."""
+
+    def __init__(self, name: str, path: Path, source: str):
+        super().__init__(name, str(path))
+        self.source = source
+
+    def get_code(self, fullname: str) -> CodeType:
+        return compile(self.source, self.path, "exec", dont_inherit=True)
+
+
 class _Serve(importlib.abc.MetaPathFinder):
-    """Imports one module from a source in memory."""
+    """Finds the one module that a mutant changes."""
 
     def __init__(self, mutant: Mutant):
-        self.path, self.source = ROOT / mutant.file, mutant.source
-        self.name = mutant.file.removesuffix(".py").replace("/", ".")
+        self.mutant, self.name = mutant, mutant.file.removesuffix(".py").replace("/", ".")
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-
-        class Loader(SourceFileLoader):
-            def get_code(_, fullname: str):  # noqa: N805, never from a .pyc
-                return compile(self.source, str(self.path), "exec", dont_inherit=True)
-
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=Loader(fullname, str(self.path)))
+        loader = _FromMemory(fullname, ROOT / self.mutant.file, self.mutant.source)
+        return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
 
 
 def test(tests: str, mutant: Mutant | None, cache: Path) -> int:
@@ -301,20 +308,24 @@ def report(outcomes: dict[Mutant, Outcome]) -> int:
     for file, (count, killed) in counts.items():
         print(f"{file:44}{killed:6}{count:6}")
 
-    def show(title: str, which: Callable[[Mutant, Outcome], bool]) -> int:
-        found = [m for m, o in outcomes.items() if which(m, o)]
-        for i, m in enumerate(found):
-            print(("" if i else f"\n{title}\n") + f"  {m.file}: {m.line}" + (f"\n      {m.reason}" if m.reason else ""))
-        return len(found)
+    def show(title: str, found: list[Mutant]) -> None:
+        if found:
+            print(f"\n{title}")
+        for m in found:
+            print(f"  {m.file}: {m.line}" + (f"\n      {m.reason}" if m.reason else ""))
 
-    errors = show("Not a mutant: cannot be imported, or its tests cannot be collected", lambda m, o: o.verdict == "error")
-    show("Killed by running too long", lambda m, o: o.verdict == "timeout")
-    show("Killed, though the list says that no test can: delete the reason", lambda m, o: o.verdict != "survived" and m.reason != "")
-    show("Survived, for a reason", lambda m, o: o.verdict == "survived" and m.reason != "")
-    show("Survived", lambda m, o: o.verdict == "survived" and not m.reason)
+    def those(*verdicts: str, reason: bool | None = None) -> list[Mutant]:
+        return [m for m, o in outcomes.items() if o.verdict in verdicts and reason in (None, bool(m.reason))]
+
+    errors = those("error")
+    show("No mutant: it cannot be imported, or its tests cannot be collected", errors)
+    show("Killed by running too long", those("timeout"))
+    show("Killed, though its line gives a reason why it survives: delete the reason", those("killed", reason=True))
+    show("Survived, for a reason", those("survived", reason=True))
+    show("Survived", those("survived", reason=False))
     killed, total = sum(k for _, k in counts.values()), len(outcomes)
     print(f"\n{killed} of {total} mutants killed: {100 * killed / total:.1f} %")
-    return int(errors > 0 or killed < ENOUGH * total)
+    return int(bool(errors) or killed < ENOUGH * total)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def power(std: float = 0.05) -> Profile:
     the initial parameters.
 
     Args:
-      std: relative standard deviation σ_rel of the averaging weights, 0 < σ_rel < 12^-½ ≈ 0.2887, which is that of equal weights.
+      std: relative standard deviation σ_rel of the averaging weights, 0 < σ_rel < 12^-½ = 0.2887,
+        which equal weights have.
 
     Raises:
       ValueError: if ``std`` is out of range.
