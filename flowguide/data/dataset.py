@@ -88,13 +88,15 @@ def open_dataset(
     def read(indices: np.ndarray) -> Batch:
         try:
             records = source.__getitems__([int(i) for i in indices])
-        except RuntimeError as error:  # array_record opens its files when it first reads
+            rows = [wanted.deserialize_example_np(record, decoders=still_encoded) for record in records]
+        except Exception as error:  # array_record opens its files when it first reads; what is in them may be anything
             raise DataError(
-                f"got damaged files in {builder.data_dir} ({error}): delete that folder, then prepare {name} again"
+                f"got damaged files in {builder.data_dir} ({type(error).__name__}: {error}): delete that folder, then "
+                f"prepare {name} again"
             ) from error
-        rows = [wanted.deserialize_example_np(record, decoders=still_encoded) for record in records]
         if kind == "image":
-            x = np.stack([pixels.decode(row[key], shape[-1], image_size) for row in rows])
+            places = (f"example {i} in {builder.data_dir}" for i in indices)
+            x = np.stack([_pixels(row[key], shape, image_size, at) for row, at in zip(rows, places, strict=True)])
         else:
             x = np.asarray([row[key] for row in rows], np.float32)
         return Batch(x, {k: _column(f, k, [row[k] for row in rows]) for k, f in info.fields.items()})
@@ -189,6 +191,14 @@ def _field(builder: Any, name: str, asked: Field | None) -> Field:
     raise DataError(f"got field {name!r}, {feature}, expected a class label, a text, or floats of shape () or (k,)")
 
 
+def _pixels(file: bytes, shape: Any, image_size: int | None, where: str) -> np.ndarray:
+    """One image of a batch."""
+    try:
+        return pixels.decode(file, shape, resize=image_size is not None)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
 def _column(field: Field, name: str, rows: list[Any]) -> np.ndarray:
     """One field of a batch."""
     if isinstance(field, Vector):
@@ -198,6 +208,8 @@ def _column(field: Field, name: str, rows: list[Any]) -> np.ndarray:
     labels = np.asarray(rows, np.int32)
     if (labels < 0).any():
         raise DataError(f"got examples without {name!r}, expected a label for each: choose another split or fields=()")
+    if (labels >= len(field.values)).any():
+        raise DataError(f"got {name}={labels.max()}, expected labels below {len(field.values)}: prepare the data again")
     return labels
 
 

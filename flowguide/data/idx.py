@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ FILES = {  # images and labels of each split
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+
+_LARGEST = 2**28  # bytes; MNIST's largest file has 47 million
 
 # SHA-256 of *unpacked* files. TFDS knows that of the .gz alone, which changes with the name and date in its header;
 # these were taken after the .gz, with its original header, had passed TFDS's own check.
@@ -69,7 +72,7 @@ def find(folder: str | Path, stem: str) -> Path:
 
 
 def read(path: Path, name: str, checksums: frozenset[str] = frozenset()) -> np.ndarray:
-    """The uint8 array of an IDX file, packed or not.
+    """The uint8 array of an IDX file of labels or images, packed or not.
 
     Args:
       path: the file.
@@ -79,22 +82,40 @@ def read(path: Path, name: str, checksums: frozenset[str] = frozenset()) -> np.n
     Raises:
       DataError: where the file is damaged, or known to be another data set's.
     """
-    packed = path.read_bytes()
     try:
-        content = gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
-        rank = content[3]
-        shape = struct.unpack_from(f">{rank}I", content, 4)
-        array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-        if content[:3] != b"\0\0\x08":  # 8: unsigned bytes
-            raise ValueError("no IDX file of bytes")
-    except (OSError, EOFError, zlib.error, struct.error, ValueError, IndexError) as error:
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            content, shape = _content(gzip.GzipFile(fileobj=file) if packed else file)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise DataError(f"got the damaged file {path} ({error}), expected an IDX file: copy it anew") from error
     owner = _UNPACKED.get(hashlib.sha256(content).hexdigest())
     if owner != name and (owner or name in _UNPACKED.values()):
         raise DataError(f"got {path} of {owner or 'unknown origin'}, expected {name}'s file: copy the original there")
-    if owner is None and hashlib.sha256(packed).hexdigest() not in checksums:
+    if owner is None and checksum not in checksums:
         logging.warning("%s is a sound IDX file, but not known to be an original of %s", path, name)
-    return array
+    return np.frombuffer(content, np.uint8, offset=len(content) - math.prod(shape)).reshape(shape)
+
+
+def _content(file: Any) -> tuple[bytes, tuple[int, ...]]:
+    """The bytes of an IDX file and the shape that its header states; reads one byte more than that, and no further.
+
+    A packed file of a megabyte may unpack to gigabytes. Its checksum is compared when its end is read.
+    """
+    start = file.read(4)
+    if start not in (b"\0\0\x08\1", b"\0\0\x08\3"):  # 8: unsigned bytes; then the rank
+        raise ValueError("no IDX file of labels or images")
+    sides = file.read(4 * start[3])
+    shape = struct.unpack(f">{start[3]}I", sides)
+    size = math.prod(shape)
+    if size > _LARGEST:
+        raise ValueError(f"it is said to hold {size:,} bytes, more than any file of this family")
+    values = file.read(size + 1)
+    if len(values) != size:
+        raise ValueError(f"it has {'more' if len(values) > size else 'fewer'} than the {size:,} bytes that it states")
+    return start + sides + values, shape
 
 
 def _checksums(builder: Any) -> frozenset[str]:

@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
+from flowguide.data.errors import DataError
 from flowguide.typing import Array
 
+MOST_PIXELS = 2**26  # of a file, decoded: 200 MB in colour
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # what TFDS decodes; Pillow alone would start programs for some others
 
 
 def to_model(x: Any) -> Array:
@@ -33,17 +37,28 @@ def encode_png(pixels: np.ndarray) -> io.BytesIO:
     return file
 
 
-def decode(file: bytes, channels: int, size: int | None = None) -> np.ndarray:
-    """The pixels of an image file, uint8 ``(H, W, channels)``.
+def decode(file: bytes, shape: tuple[int, int, int], resize: bool = False) -> np.ndarray:
+    """The pixels of an image file, uint8 ``shape``. Its size is looked at before it is decoded.
 
     Args:
-      file: the content of a PNG, JPEG, ... file.
-      channels: 1, 3 or 4. Files of another kind are converted: ImageNet has grey and CMYK files among its RGB.
-      size: where given, the central square is cut out and resized to ``(size, size)``.
+      file: the content of a PNG, JPEG, GIF or BMP file.
+      shape: (H, W, channels), of 1, 3 or 4 channels. Files of other kinds are converted: ImageNet has grey and CMYK
+        files among its RGB.
+      resize: cut the largest centred part of these proportions out and resize it; without it files must have this size.
+
+    Raises:
+      DataError: where the file is damaged, has another size, or more than ``MOST_PIXELS``.
     """
-    with Image.open(io.BytesIO(file)) as image:
-        image = image.convert(_MODES[channels])
-        if size is not None and image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
-    return pixels.reshape(*pixels.shape[:2], channels)
+    height, width, channels = shape
+    try:
+        with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, and {MOST_PIXELS:,} are the most")
+            if not resize and image.size != (width, height):
+                raise ValueError(f"it has {image.width} x {image.height} pixels; expected {width} x {height}")
+            image = image.convert(_MODES[channels])
+            if image.size != (width, height):
+                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            return np.asarray(image).reshape(shape)
+    except Exception as error:  # Pillow raises nearly anything for files that are damaged
+        raise DataError(f"got an image that cannot be read ({error}): repair or remove it") from error

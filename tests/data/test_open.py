@@ -1,5 +1,6 @@
 """Opening: any TFDS set that is there, and one clear line, at once, for what is not."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,17 @@ def test_ragged_images_of_every_mode(tmp_path, prepare_stock, image_file):
     prepare_stock("imagenet2012", tmp_path, [{"image": image_file((9, 9, 3))[0], "label": -1, "file_name": "0"}])
     with pytest.raises(DataError, match="expected a label for each"):
         open_dataset("imagenet2012", data_dir=tmp_path, image_size=16)
+
+
+def test_images_of_another_size_or_cut_short_are_named(tmp_path, prepare_stock, image_file):
+    whole, _ = image_file((32, 32, 3))
+    cut = io.BytesIO(whole.getvalue()[:1000])
+    for bad, reason in ((image_file((31, 32, 3))[0], "32 x 31 pixels; expected 32 x 32"), (cut, "cannot be read")):
+        prepare_stock("cifar10", tmp_path, [{"image": bad, "label": 1, "id": "0"}])
+        for limit in (0, 2**20):
+            with pytest.raises(DataError, match=rf"example 0 in .*cifar10.*{reason}"):
+                open_dataset("cifar10", data_dir=tmp_path, memory_limit=limit).read(np.arange(1))
+        shutil.rmtree(tmp_path / "cifar10")
 
 
 class Poses(tfds.core.GeneratorBasedBuilder):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,33 @@ def test_files_that_will_not_do(small, tmp_path):
         prepare("mnist", tmp_path, folder)
     with pytest.raises(DataError, match="expected a folder"):
         prepare("mnist", tmp_path, folder / "nowhere")
+
+
+def bomb(start, size):
+    """A .gz of ``start`` and then ``size`` zeros, a thousandth as long."""
+    pack = zlib.compressobj(wbits=31)
+    return pack.compress(start) + b"".join(pack.compress(bytes(2**20)) for _ in range(size >> 20)) + pack.flush()
+
+
+def test_no_more_of_a_packed_file_is_unpacked_than_it_states(tmp_path):
+    ten = struct.pack(">BBBBI", 0, 0, 8, 1, 10)
+    huge = struct.pack(">BBBBIII", 0, 0, 8, 3, 3_000_000, 28, 28)
+    for start, reason in ((ten, "more than the 10 bytes"), (huge, "2,352,000,000 bytes, more than any file")):
+        path = tmp_path / "train-labels-idx1-ubyte.gz"
+        path.write_bytes(bomb(start, 2**28))
+        tracemalloc.start()
+        with pytest.raises(DataError, match=f"got the damaged file .*{reason}"):
+            idx.read(path, "mnist")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**24
+    path.write_bytes(bomb(ten + bytes(10), 0)[:-8] + bytes(8))  # another checksum
+    with pytest.raises(DataError, match="got the damaged file"):
+        idx.read(path, "mnist")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="got the damaged file"):
+        idx.read(path, "mnist")
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
