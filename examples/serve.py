@@ -4,43 +4,54 @@ python sample.py --workdir=runs/digits --export=digits.hlo
 python examples/serve.py digits.hlo --port=8000
 curl "localhost:8000/?label=3&gamma=2&num=4&seed=0" -o samples.npy
 
-A field that is left out is ∅. The answer is a NumPy file, uint8 (num, height, width, channels) for images. Programs are
-compiled once for each power of two of the number of samples.
+A field that is left out is ∅. The answer is a NumPy file, uint8 (num, height, width, channels) for images; of a query
+that cannot be answered, one line of text. Programs are compiled once for each power of two of the number of samples.
+
+Queries are read side by side and drawn one after the other. A client that says nothing is left after TIMEOUT seconds;
+one that comes while CLIENTS others wait gets 503.
 """
 
 import argparse
 import io
 import json
-import math
+import sys
+import threading
+from collections.abc import Callable
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, urlparse
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import jax
 import numpy as np
 from jax import export
 
-MOST = 1024
+MOST = 1024  # samples for one query
+LARGEST = 1000.0  # γ, of either sign: beyond, samples overflow
+TIMEOUT = 10.0  # seconds for each read and write
+CLIENTS = 32  # connections that are open at a time
 
 
 def load(file: Path):
-    """The jitted sampler (seed, index, gamma, value, present) -> x, and the description that lies beside it."""
+    """The jitted sampler (seed, index, gamma, value, present) -> x, and its fields, from the JSON beside it."""
     exported = export.deserialize(bytearray(file.read_bytes()))
-    return jax.jit(exported.call), json.loads(file.with_name(file.name + ".json").read_text())
+    return jax.jit(exported.call), json.loads(file.with_name(file.name + ".json").read_text())["data"]["fields"]
 
 
-def draw(sampler, about: dict, asked: dict[str, str]) -> np.ndarray:
+def draw(sampler, fields: dict[str, dict], asked: dict[str, str]) -> np.ndarray:
     """Samples for a query such as {"label": "3", "gamma": "2", "num": "4", "seed": "0"}.
 
     Raises:
       ValueError: for a field, value or number that there is not.
     """
-    asked, fields = dict(asked), about["data"]["fields"]
-    num, seed, gamma = int(asked.pop("num", "1")), int(asked.pop("seed", "0")), float(asked.pop("gamma", "2"))
-    if not (1 <= num <= MOST and 0 <= seed < 2**32 and math.isfinite(np.float32(gamma))):
+    asked = dict(asked)
+    num, seed = _number(asked, "num", int, "1"), _number(asked, "seed", int, "0")
+    gamma = _number(asked, "gamma", float, "2")
+    if not (1 <= num <= MOST and 0 <= seed < 2**32 and abs(gamma) <= LARGEST):
         raise ValueError(
-            f"expected num from 1 to {MOST}, seed from 0 to 2^32 - 1 and a finite gamma; got {num}, {seed} and {gamma}"
+            f"expected num from 1 to {MOST}, seed from 0 to 2^32 - 1 and gamma from {-LARGEST:g} to {LARGEST:g}; "
+            f"got {num}, {seed} and {gamma}"
         )
     size = 1 << (num - 1).bit_length()
     value, present = {}, {}
@@ -58,29 +69,92 @@ def draw(sampler, about: dict, asked: dict[str, str]) -> np.ndarray:
     if asked:
         raise ValueError(f"expected num, seed, gamma and fields among {', '.join(fields)}; got {', '.join(asked)}")
     index = np.arange(size, dtype=np.int32)
-    return np.asarray(sampler(np.uint32(seed), index, np.full(size, gamma, np.float32), value, present))[:num]
+    x = np.asarray(sampler(np.uint32(seed), index, np.full(size, gamma, np.float32), value, present))[:num]
+    if not np.isfinite(x).all():
+        raise ValueError(f"the samples at gamma = {gamma:g} are not finite: ask for less")
+    return x
+
+
+def _number(asked: dict[str, str], name: str, kind: Callable[[str], Any], default: str) -> Any:
+    text = asked.pop(name, default)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"expected a number for {name}; got {text[:20]!r}") from None
 
 
 class Handler(BaseHTTPRequestHandler):
     """Answers GET with samples."""
 
-    def __init__(self, sampler, about: dict, *args) -> None:
-        self.sampler, self.about = sampler, about
+    timeout = TIMEOUT
+
+    def __init__(self, draw: Callable[[dict[str, str]], np.ndarray], *args) -> None:
+        self.draw = draw
         super().__init__(*args)
 
     def do_GET(self) -> None:
         """One query."""
         try:
-            x = draw(self.sampler, self.about, dict(parse_qsl(urlparse(self.path).query, keep_blank_values=True)))
+            url = urlsplit(self.path)
+            if url.path != "/":
+                self._answer(404, "text/plain; charset=utf-8", b"ask for /?num=4\n")
+                return
+            x = self.draw(dict(parse_qsl(url.query, keep_blank_values=True)))
         except ValueError as error:
-            self.send_error(400, str(error).encode("ascii", "replace").decode())
+            # In the body: the client chose some of this text, and a line break in a header would begin another.
+            text = " ".join(str(error).split()) + "\n"
+            self._answer(400, "text/plain; charset=utf-8", text.encode(errors="replace"))
             return
         body = io.BytesIO()
         np.save(body, x, allow_pickle=False)
-        self.send_response(200)
-        self.send_header("Content-Type", "application/octet-stream")
+        self._answer(200, "application/octet-stream", body.getvalue())
+
+    def _answer(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body.getvalue())
+        self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each of at most ``CLIENTS`` connections; one of them draws at a time."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, sampler, fields: dict[str, dict]) -> None:
+        self._free, one = threading.BoundedSemaphore(CLIENTS), threading.Lock()
+
+        def draw_alone(asked: dict[str, str]) -> np.ndarray:
+            with one:
+                return draw(sampler, fields, asked)
+
+        super().__init__(("localhost", port), partial(Handler, draw_alone))
+
+    def process_request(self, request, client_address) -> None:
+        """Starts a thread, where one is free."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        try:
+            request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\n\r\n")
+        finally:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request, client_address) -> None:
+        """What the thread does."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request, client_address) -> None:
+        """One line for a client that has gone; a traceback for what is our fault."""
+        error = sys.exception()
+        if isinstance(error, OSError):
+            print(f"{client_address[0]} has gone: {error}", file=sys.stderr)
+        else:
+            super().handle_error(request, client_address)
 
 
 def main() -> None:
@@ -89,10 +163,23 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
-    sampler, about = load(options.file)
-    with HTTPServer(("localhost", options.port), partial(Handler, sampler, about)) as server:
+    if not 0 <= options.port < 2**16:
+        parser.error(f"expected a port from 0 (any that is free) to 65535; got {options.port}")
+    try:
+        sampler, fields = load(options.file)
+    except Exception as error:  # what is no export fails in many ways
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        parser.error(f"{options.file} cannot be read ({reason}): give a file that sample.py --export wrote")
+    try:
+        server = Server(options.port, sampler, fields)
+    except OSError as error:
+        parser.error(f"port {options.port} cannot be had ({error.strerror}): choose another")
+    with server:
         print(f"http://localhost:{server.server_address[1]}/?num=4&gamma=2", flush=True)
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 if __name__ == "__main__":
