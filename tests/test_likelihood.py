@@ -108,7 +108,22 @@ def test_jit_and_gradient_with_checkpoints():
 
 def test_refuses_what_cannot_be():
     u, _ = setting(paths.linear())
-    with pytest.raises(ValueError, match=r"from noise to data, increasing; got 1\.0 to 0\.0"):
+    with pytest.raises(ValueError, match=r"strictly increasing from 0 to 1, without NaN; got \[1\. 0\.\]"):
         likelihood.encode(u, jnp.ones((6, 2)), ts=jnp.array([1.0, 0.0]))
+    for ts in ([0.0, 0.5, 0.9], [0.1, 1.0]):
+        with pytest.raises(ValueError, match="strictly increasing from 0 to 1"):
+            likelihood.log_density(u, jnp.ones((6, 2)), ts=jnp.array(ts))
+    assert bool(
+        jnp.isnan(jax.jit(likelihood.encode, static_argnums=0)(u, jnp.ones((6, 2)), ts=jnp.array([0, 0.9]))).all()
+    )
     with pytest.raises(ValueError, match="at least one probe"):
         likelihood.hutchinson(jax.random.split(jax.random.key(0), 2), (2,), 0)
+
+
+def test_what_is_not_finite_is_no_density():
+    u, _ = setting(paths.linear())
+    x1 = jnp.ones((6, 2)).at[3, 0].set(jnp.inf)
+    with pytest.raises(ValueError, match=r"1 of 6 log-densities are not finite: .*zero_star and rescale"):
+        likelihood.log_density(u, x1, ts=times.grid(4))
+    inside = jax.jit(lambda x: likelihood.log_density(u, x, ts=times.grid(4)).log_density)(x1)
+    np.testing.assert_array_equal(jnp.isfinite(inside), [True, True, True, False, True, True])

@@ -194,29 +194,6 @@ def test_the_rate_is_that_of_the_scores(name, path, t):
         np.testing.assert_allclose(tilted.weight_rate(path, p, t, x, us), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sum 1.5", "sum 0.8"])
-def test_products_of_any_sum_are_drawn(name):
-    """Product of two Gaussians' powers in one dimension, by noisy particles; mean, variance and normalisation."""
-    means, variances = (0.8, -0.5), (0.6, 0.9)
-    law = analytic.mixture(jnp.ones(2), jnp.array(means)[:, None], jnp.array(variances))
-    velocity, keys = analytic.velocity(law, LINEAR), jax.random.split(KEY, 32)
-    c, d = labels(*[0] * 32), labels(*[1] * 32)
-    weights = {"sum 1.5": (1.0, 0.5), "sum 0.8": (0.4, 0.4)}[name]
-    p = tilted.product((Reference(velocity, c), Reference(velocity, d)), weights)
-    r = jax.jit(lambda k: tilted.feynman_kac(p, LINEAR, k, times.grid(300), (1,), particles=500, eta=1.0))(keys)
-    density = np.prod([lab.normal(*law, lab.AXIS) ** w for *law, w in zip(means, variances, weights, strict=True)], 0)
-    z = np.trapezoid(density, lab.AXIS)
-    mean = np.trapezoid(density * lab.AXIS, lab.AXIS) / z
-    variance = np.trapezoid(density * (lab.AXIS - mean) ** 2, lab.AXIS) / z
-    w = jnp.exp(r.log_weights)[..., None]
-    for found, exact in (
-        (jnp.sum(w * r.x, axis=(1, 2)), mean),
-        (jnp.sum(w * (r.x - mean) ** 2, axis=(1, 2)), variance),
-        (jnp.exp(r.log_z - math.log(z)), 1.0),
-    ):
-        assert abs(float(found.mean()) - exact) < 4 * float(found.std()) / math.sqrt(32) + 0.015
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("corrections", [1, 2, 4])
 def test_matched_corrections_are_the_sde_of_that_strength(corrections):
@@ -274,6 +251,34 @@ def test_a_corrector_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="remember nothing"):
         solvers.solve(solver, lambda t, x: -x, jnp.ones((2, 1)), times.grid(3))
     assert len(solvers.evaluation_times(tilted.predictor_corrector(LINEAR, KEY, 3), times.grid(5))) == 1 + 4 * 4
+
+
+@pytest.mark.parametrize(("rule", "size"), [("matched", 0.25 * 3.0), ("noise", 0.3 * 0.75**2)])
+def test_corrections_add_noise_of_variance_twice_their_size_fresh_each_time(rule, size):
+    """u = x/t has score 0 on the linear path, and its flow multiplies x by t'/t. At t = ¼ κ = 3, and dt = ¼."""
+    n, ts = 20_000, jnp.array([0.0, 0.25, 0.5])
+    keys = jax.random.split(KEY, n)
+
+    def last(corrections, ts=ts):
+        solver = tilted.predictor_corrector(
+            LINEAR, keys, corrections, rule=rule, ratio=0.3, predictor=solvers.Solver(lambda x: (), still, (0.0,))
+        )
+        return np.asarray(
+            solvers.solve(solver, lambda t, x: x / jnp.maximum(t, 1e-3), jnp.zeros((n, 1)), ts), np.float64
+        )[:, 0]
+
+    def still(velocity, memory, x, t, t_next):
+        velocity(t, x)
+        return x, memory
+
+    one, three = last(1), last(3)
+    np.testing.assert_allclose(one.var(), 2 * size, rtol=0.05)
+    np.testing.assert_allclose(
+        three.var(), 3 * 2 * size, rtol=0.05
+    )  # noise used twice would have variances that differ
+    # The noise of the second step is not that of the first.
+    both = last(1, jnp.array([0.0, 0.25, 0.5, 0.75]))
+    assert abs(np.corrcoef(both - one, one)[0, 1]) < 0.05
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -425,7 +430,10 @@ def test_clip_and_until():
         ({"particles": 0}, "particles >= 1"),
         ({"threshold": 1.5}, "threshold <= 1"),
         ({"passes": "both"}, "passes must be"),
-        ({"ts": jnp.array([0.0, 0.5, 0.5, 1.0])}, "strictly increasing"),
+        ({"ts": jnp.array([0.0, 0.5, 0.5, 1.0])}, "strictly increasing from 0 to 1"),
+        ({"ts": jnp.array([1.0, 0.5, 0.0])}, "strictly increasing from 0 to 1"),
+        ({"ts": jnp.array([0.0, 0.5, 0.9])}, "strictly increasing from 0 to 1"),
+        ({"ts": jnp.array([0.1, 0.5, 1.0])}, "strictly increasing from 0 to 1"),
     ],
 )
 def test_refuses(change, message):
@@ -433,6 +441,13 @@ def test_refuses(change, message):
     options = {"ts": times.grid(4), "particles": 4, **change}
     with pytest.raises(ValueError, match=message):
         tilted.feynman_kac(p, LINEAR, KEY[None], shape=(1,), **options)
+
+
+@pytest.mark.parametrize("ts", [[1.0, 0.5, 0.0], [0.0, 0.5, 0.9], [0.1, 0.5, 1.0], [0.0, 1.0, 0.5, 1.0]])
+def test_a_traced_grid_that_is_none_makes_nan(ts):
+    p = tilted.powered(LAWS["Gaussian"].velocity, labels(0), 2.0)
+    run = jax.jit(lambda ts: tilted.feynman_kac(p, LINEAR, KEY[None], ts, (1,), particles=4).log_z)
+    assert bool(jnp.isnan(run(jnp.array(ts))).all())
 
 
 def test_refuses_products_that_are_no_law_at_the_start():

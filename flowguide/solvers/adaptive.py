@@ -148,7 +148,7 @@ def solve_adaptive(
             finite = jnp.isfinite(ratio)
             ratio = jnp.where(finite, ratio, jnp.inf)
             accept = (ratio <= 1) & (left > 0)
-            # Gustafsson's PI controller; exponents of Hairer & Wanner's dopri5.
+            # Gustafsson's PI controller, with the exponents 0.7/k and 0.4/k of Hairer & Wanner (1996), §IV.2.
             grow = 0.9 * jnp.maximum(ratio, 1e-10) ** (-0.7 * exponent) * s.ratio ** (0.4 * exponent)
             shrink = jnp.maximum(0.9 * ratio**-exponent, 0.2)
             factor = jnp.where(accept, jnp.clip(grow, 0.2, 10.0), jnp.minimum(shrink, 1.0))

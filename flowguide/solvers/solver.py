@@ -19,16 +19,18 @@ class Solver(NamedTuple):
 
     Attributes:
       init: x -> memory, what is carried from step to step beside x (``()`` for one-step methods).
-      step: (velocity, memory, x, t, t_next) -> (x at t_next, memory). Steps may go either way.
+      step: (velocity, memory, x, t, t_next) -> (x at t_next, memory). Steps go either way, unless ``forward_only``.
       nodes: where a step evaluates the velocity, as fractions of the way from t to t_next. Their number is the
         cost of a step.
       first: the same for the first step, where a method starts in another way; None if it does not.
+      forward_only: whether steps go from noise to data alone, as those do that add noise.
     """
 
     init: Callable[[PyTree], PyTree]
     step: Callable[[Velocity, PyTree, PyTree, Array, Array], tuple[PyTree, PyTree]]
     nodes: tuple[float, ...]
     first: tuple[float, ...] | None = None
+    forward_only: bool = False
 
 
 class StatefulVelocity(NamedTuple):
@@ -73,11 +75,12 @@ def solve(
       The state at ``ts[-1]``; with ``trajectory`` the states at all nodes, each leaf ``(N + 1, ...)``.
 
     Raises:
-      ValueError: if ``ts`` is not a vector of two nodes or more, strictly increasing or decreasing. Where its values
-        are not known while tracing, bad ones make all of the result NaN, as a velocity that is NaN does.
+      ValueError: if ``ts`` is not a vector of two nodes or more, strictly increasing or decreasing, or decreases
+        where the solver is ``forward_only``. Where its values are not known while tracing, bad ones make all of the
+        result NaN, as a velocity that is NaN does.
       TypeError: if x is not floating, or the velocity has not the structure, shapes or kind of dtype of x.
     """
-    ts = check_nodes(ts)
+    ts = check_nodes(ts, increasing=solver.forward_only)
     check_state(x)
     steps = ts.shape[0] - 1
     velocity = as_stateful(velocity)
@@ -151,18 +154,32 @@ def checkpointed_scan(body: Callable, carry: PyTree, xs: tuple[Array, ...]) -> t
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
 
 
-def check_nodes(ts: Array) -> Array:
-    """``ts`` as an array, refused if it is no grid. One whose values are traced and are no grid becomes NaN."""
+def check_nodes(ts: Array, *, increasing: bool = False, whole: bool = False) -> Array:
+    """``ts`` as an array, refused if it is no grid. One whose values are traced and are no grid becomes NaN.
+
+    Args:
+      ts: nodes ``(N + 1,)``, strictly increasing or decreasing.
+      increasing: refuse those that decrease.
+      whole: refuse those that do not go from 0 to 1.
+
+    Raises:
+      ValueError: says what was got and what was expected.
+    """
     if np.ndim(ts) != 1 or np.shape(ts)[0] < 2:
         raise ValueError(f"ts must be a vector of at least 2 nodes, from start to end; got shape {np.shape(ts)}")
-    if not isinstance(ts, Tracer):
-        way = np.diff(np.asarray(ts))
-        if not ((way > 0).all() or (way < 0).all()):
-            got = np.array2string(np.asarray(ts), threshold=8)
-            raise ValueError(f"ts must be strictly increasing or strictly decreasing, without NaN; got {got}")
-        return jnp.asarray(ts)
-    way = jnp.diff(ts)
-    return jnp.where(jnp.all(way > 0) | jnp.all(way < 0), ts, jnp.nan)
+    xp = jnp if isinstance(ts, Tracer) else np
+    nodes = xp.asarray(ts)
+    way = xp.diff(nodes)
+    fits, wanted = (way > 0).all(), "strictly increasing"
+    if whole:
+        fits, wanted = fits & (nodes[0] == 0) & (nodes[-1] == 1), "strictly increasing from 0 to 1"
+    elif not increasing:
+        fits, wanted = fits | (way < 0).all(), "strictly increasing or strictly decreasing"
+    if isinstance(ts, Tracer):
+        return jnp.where(fits, ts, jnp.nan)
+    if not fits:
+        raise ValueError(f"ts must be {wanted}, without NaN; got {np.array2string(nodes, threshold=8)}")
+    return jnp.asarray(ts)
 
 
 def check_state(x: PyTree) -> None:

@@ -5,20 +5,24 @@ For any D_t ≥ 0 the equation dx = [u + D_t·s]dt + √(2D_t)·dW, s = ∇log p
 flow, η = 1 the reversed noising process ("memoryless"), and its noise vanishes at t = 1. Guided velocities are no
 velocities of a law, so there η changes what is sampled (``analytic.guided_moments`` says how).
 
-Nothing here forms s, which is 0/0 at t = 1: D_t·s = −(D_t/σ)·E[x0|x_t]. At t = 0, where x is noise independent of the
-data and κ is infinite, a step draws fresh noise; the last step, to t = 1, is the deterministic x̂1.
+Nothing here forms s, which is 0/0 at t = 1: D_t·s = −(D_t/σ)·E[x0|x_t]. At t = 0 κ is infinite and x is noise
+independent of the data; ``renoise`` then draws fresh noise. The last step, to t = 1, is the deterministic x̂1.
 
-Noise: that of a sample derives from its own key and the number of the step, so that a sample does not depend on the
-batch that it is drawn in. State: one array ``(B, *D)``; steps go from noise to data.
+A mix Σ w_i·u_i of velocities with W = Σ w_i ≠ 1 has the score Σ w_i·s_i = −W·ē/σ, where ē is E[x0|x_t] of the mean
+velocity ū = Σ w_i·u_i/W: all solvers here take W as ``total`` and work with the predictions of ū. Guidance has W = 1.
+
+Each sample draws its noise from its own key and the number of the step, so a sample does not depend on the batch it is
+drawn in. State: one array ``(B, *D)``. Steps go from noise to data only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowguide import paths
 from flowguide.paths import Path
@@ -27,6 +31,9 @@ from flowguide.solvers.solver import Solver, over
 from flowguide.typing import Array, PRNGKey, PyTree, Velocity
 
 Diffusion: TypeAlias = Callable[[Path, Array], Array]  # D_t = σ²/2 of the noise; may be infinite at t = 0
+
+# Gauss-Legendre nodes and weights on [0, 1], for the integrals over a step that have no closed form where W is not 1.
+NODES, SHARES = ((a + shift) / 2 for a, shift in zip(np.polynomial.legendre.leggauss(8), (1, 0), strict=True))
 
 
 def memoryless(eta: float | Array = 1.0) -> Diffusion:
@@ -70,63 +77,65 @@ DIFFUSIONS: dict[str, Callable[..., Diffusion]] = {
 
 
 def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None, total: float | Array = 1.0) -> Solver:
-    """Euler-Maruyama: x' = x + (u + D_t·s)dt + √(2D_t·dt)z; weak order 1, one evaluation a step.
+    """Euler-Maruyama: x' = x + (u + D·s)dt + √(2D·dt)z, D = min(D_t, σ²/(2W·dt)); weak order 1, one evaluation a step.
+
+    The bound on D costs no accuracy, as any D ≥ 0 has the same marginals, and it is reached only where steps are too
+    long for D_t, near t = 0. There the step would multiply the noise in x by 1 − W·D_t·dt/σ², which blows up below −1;
+    the bound keeps it at ½ or more, and the variance of the noise within 4/3 of what it should be.
 
     Args:
       path: the path.
       keys: typed keys ``(B,)``, one a sample.
       diffusion: D_t; ``memoryless()`` by default.
-      total: W = Σ w_i, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i; the score is then
-        Σ w_i·s_i = (αu − Wα̇x)/(σΔ). 1 for a velocity, and for guidance.
+      total: W = Σ w_i > 0, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i. 1 for a velocity, and for guidance.
     """
     diffusion = memoryless() if diffusion is None else diffusion
 
     def move(t: Array, t_next: Array, x: Array, d: Array, e: Array, z: Array) -> Array:
+        w, s, dt = over(jnp.asarray(total, x.dtype), x), path.sigma(t), t_next - t
         amount = diffusion(path, t)
-        free = jnp.isfinite(amount)
-        amount = jnp.where(free, amount, 0.0)
-        dt = t_next - t
-        u = paths.conditional_velocity(path, t, e, d)
-        s = path.sigma(t)
-        beyond = over(jnp.asarray(total, x.dtype), x) - 1
-        minus_score = (e + beyond * path.d_alpha(t) / paths.wronskian(path, t) * x) / jnp.where(s == 0, 1.0, s)
-        stepped = x + dt * (u - amount * minus_score) + jnp.sqrt(2 * amount * dt) * z
-        # Where D_t is infinite, at t = 0, x is noise: as good as fresh one, unless it has another variance.
-        fresh = jnp.where(beyond == 0, paths.interpolate(path, t_next, z, d), x + dt * u)
-        return jnp.where(free, stepped, fresh)
+        amount = jnp.where(jnp.isnan(amount), 0.0, amount)  # η = 0 at t = 0 is 0·∞: no noise
+        amount = jnp.minimum(amount, s**2 / (2 * w * dt))
+        u = w * paths.conditional_velocity(path, t, e, d)
+        minus_score = w * e / jnp.where(s == 0, 1.0, s)
+        return x + dt * (u - amount * minus_score) + jnp.sqrt(2 * amount * dt) * z
 
-    return _stochastic(path, keys, move)
+    return _stochastic(path, keys, total, move)
 
 
-def renoise(path: Path, keys: PRNGKey, eta: float | Array = 1.0) -> Solver:
+def renoise(path: Path, keys: PRNGKey, eta: float | Array = 1.0, total: float | Array = 1.0) -> Solver:
     """x' = α'x̂1 + σ'(ρx̂0 + √(1 − ρ²)z), ρ = e^{−ηh}: exact where x̂1 stands still; weak order 1, one evaluation.
 
     The family D_t = ηκ on any path, h the step in λ = log(α/σ). η = 0 is DDIM and η = 1 the ancestral step (Song et al.
-    2021, DDIM, eq. 12 with ρ = √(1 − σ_t²/σ'²); Lu et al. 2022b, SDE-DPM-Solver++1).
+    2021, DDIM, eq. 12 with ρ = √(1 − σ_t²/σ'²); Lu et al. 2022b, SDE-DPM-Solver++1). Where W is not 1, the formula
+    is that of ``_transition``, and η = 0 is the flow of the mix.
 
     Args:
       path: the path.
       keys: typed keys ``(B,)``, one a sample.
       eta: η ≥ 0.
+      total: W = Σ w_i > 0, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i. 1 for a velocity, and for guidance.
     """
 
     def move(t: Array, t_next: Array, x: Array, d: Array, e: Array, z: Array) -> Array:
-        return _renoise(path, t, t_next, d, e, z, eta)
+        return _drawn(_transition(path, t, t_next, eta, total), d, e, z)
 
-    return _stochastic(path, keys, move)
+    return _stochastic(path, keys, total, move)
 
 
-def renoise_2m(path: Path, keys: PRNGKey, eta: float | Array = 1.0) -> Solver:
+def renoise_2m(path: Path, keys: PRNGKey, eta: float | Array = 1.0, total: float | Array = 1.0) -> Solver:
     """``renoise`` with x̂1 extrapolated over the step from the last one: weak order 2, one evaluation a step.
 
-    Adds ½α'(1 − e^{−(1+η)h})(x̂1 − x̂1_prev)h/h_prev; SDE-DPM-Solver++(2M) (Lu et al. 2022b) for η = 1, and
-    DPM-Solver++(2M) for η = 0. The noise is additive, and the noise in x̂1 − x̂1_prev is as correlated with x as that of
-    x̂1 within the step will be: what makes two-step Maruyama methods of second order in law.
+    Adds ½B(x̂1 − x̂1_prev)h/h_prev, where B is the weight of x̂1 in the transition from x, α'(1 − e^{−(1+η)h}) if W = 1:
+    SDE-DPM-Solver++(2M) (Lu et al. 2022b) for η = 1, and DPM-Solver++(2M) for η = 0. The noise is additive, and the
+    noise in x̂1 − x̂1_prev is as correlated with x as that of x̂1 within the step will be: what makes two-step Maruyama
+    methods of second order in law.
 
     Args:
       path: the path.
       keys: typed keys ``(B,)``, one a sample.
       eta: η ≥ 0.
+      total: W = Σ w_i > 0, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i. 1 for a velocity, and for guidance.
     """
 
     def init(x: Array) -> PyTree:
@@ -134,36 +143,84 @@ def renoise_2m(path: Path, keys: PRNGKey, eta: float | Array = 1.0) -> Solver:
 
     def step(velocity: Velocity, memory: PyTree, x: Array, t: Array, t_next: Array) -> tuple[Array, PyTree]:
         index, d_previous, h_previous = memory
-        d, e = predictions(path, velocity, t, x)
+        d, e = predictions(path, _mean(velocity, total), t, x)
         h = log_ratio(path, t_next) - log_ratio(path, t)
-        z = noise(keys, index, x)
-        new = _renoise(path, t, t_next, d, e, z, eta)
-        weight = path.alpha(t_next) * (1 - _kept(path, t, t_next) ** (1 + eta))
-        new = new + 0.5 * weight * step_ratio(h, h_previous) * (d - d_previous)
+        moved = _transition(path, t, t_next, eta, total)
+        new = _drawn(moved, d, e, noise(keys, index, x))
+        new = new + 0.5 * over(moved.pull, x) * step_ratio(h, h_previous) * (d - d_previous)
         new = _deterministic_at_the_end(path, t_next, d, e, new)
         kept = index + 1, d.astype(x.dtype), h.astype(h_previous.dtype)
         return new.astype(x.dtype), kept
 
-    return Solver(init, step, (0.0,))
+    return Solver(init, step, (0.0,), forward_only=True)
 
 
-def _renoise(path: Path, t: Array, t_next: Array, d: Array, e: Array, z: Array, eta: float | Array) -> Array:
-    rho = _kept(path, t, t_next) ** eta
-    return paths.interpolate(path, t_next, rho * e + jnp.sqrt(1 - rho**2) * z, d)
+class _Transition(NamedTuple):
+    """x' = data·d + kept·e + √variance·z = Φx + pull·d + √variance·z, each () or ``(B,)``, for constant d."""
+
+    data: Array
+    kept: Array
+    variance: Array
+    pull: Array
+
+
+def _transition(path: Path, t: Array, t_next: Array, eta: float | Array, total: float | Array) -> _Transition:
+    """The law of x' under dx = [W(α̇d + σ̇e) − ηκWe/σ]dt + √(2ηκ)dW from x = αd + σe, where d does not change.
+
+    It is linear: with φ(s) = (σ'/σ_s·e^{−η(λ' − λ_s)})^W, the factor from s to the end, and integrals over the step,
+    Φ = φ(t), the weight of d is α' + (W − 1)∫φ dα and the variance (σ'² − σ²Φ²)/W + (1 − 1/W)∫φ² d(σ²). For W = 1
+    these are α', and σ'²(1 − ρ²) with ρ = e^{−ηh} and kept = σ'ρ.
+    """
+    alpha, sigma, ratio = path.alpha(t), path.sigma(t), _kept(path, t, t_next)
+    if is_one(total):
+        rho, data = ratio**eta, path.alpha(t_next)
+        kept = path.sigma(t_next) * rho
+        return _Transition(data, kept, path.sigma(t_next) ** 2 * (1 - rho**2), data * (1 - ratio ** (1 + eta)))
+    w = jnp.asarray(total, jnp.result_type(t))
+
+    def factor(s: Array, w: Array) -> Array:
+        safe = jnp.where(path.sigma(s) == 0, 1.0, path.sigma(s))
+        return (path.sigma(t_next) / safe * _kept(path, s, t_next) ** eta) ** w
+
+    at, share = t + (t_next - t) * NODES.astype(w.dtype), (t_next - t) * SHARES.astype(w.dtype)
+    weights = factor(at, w[..., None])
+    scale, end = factor(t, w), path.sigma(t_next) ** 2
+    data = path.alpha(t_next) + (w - 1) * (weights @ (share * path.d_alpha(at)))
+    variance = (end - (sigma * scale) ** 2) / w
+    variance = variance + (1 - 1 / w) * (weights**2 @ (share * 2 * path.sigma(at) * path.d_sigma(at)))
+    return _Transition(data, sigma * scale, variance, data - alpha * scale)
+
+
+def _drawn(moved: _Transition, d: Array, e: Array, z: Array) -> Array:
+    noise = jnp.sqrt(jnp.maximum(moved.variance, jnp.finfo(moved.variance.dtype).tiny))  # √ has no derivative at 0
+    data, kept, noise = (over(a, d) for a in (moved.data, moved.kept, noise))
+    return data * d + kept * e + noise * z
+
+
+def _mean(velocity: Velocity, total: float | Array) -> Velocity:
+    """ū = Σ w_i·u_i/W."""
+    if is_one(total):
+        return velocity
+    return lambda t, x: velocity(t, x) / over(jnp.asarray(total, x.dtype), x)
 
 
 def _deterministic_at_the_end(path: Path, t_next: Array, d: Array, e: Array, new: Array) -> Array:
     return jnp.where(t_next >= 1, paths.interpolate(path, t_next, e, d), new)
 
 
-def _stochastic(path: Path, keys: PRNGKey, move: Callable[..., Array]) -> Solver:
+def _stochastic(path: Path, keys: PRNGKey, total: float | Array, move: Callable[..., Array]) -> Solver:
     def step(velocity: Velocity, memory: PyTree, x: Array, t: Array, t_next: Array) -> tuple[Array, PyTree]:
-        d, e = predictions(path, velocity, t, x)
+        d, e = predictions(path, _mean(velocity, total), t, x)
         new = move(t, t_next, x, d, e, noise(keys, memory, x))
         new = _deterministic_at_the_end(path, t_next, d, e, new)
         return new.astype(x.dtype), memory + 1
 
-    return Solver(lambda x: jnp.int32(0), step, (0.0,))
+    return Solver(lambda x: jnp.int32(0), step, (0.0,), forward_only=True)
+
+
+def is_one(total: float | Array) -> bool:
+    """Whether a sum of weights is 1 by construction, whatever they are."""
+    return isinstance(total, float) and total == 1.0
 
 
 def noise(keys: PRNGKey, step: Array, x: Array) -> Array:

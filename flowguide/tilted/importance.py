@@ -9,7 +9,8 @@ from flowguide.condition import bind
 from flowguide.guidance import evaluate
 from flowguide.likelihood import Divergence
 from flowguide.solvers import Solver
-from flowguide.tilted.product import Product, is_one, mix
+from flowguide.solvers.stochastic import is_one
+from flowguide.tilted.product import Product, mix
 from flowguide.typing import Array, Velocity
 
 

@@ -68,4 +68,4 @@ def predictor_corrector(
         x, _ = predict.step(velocity, (), x, t, t_next)
         return x, (index + 1, (t_next - t).astype(dt.dtype))
 
-    return Solver(init, step, (*(0.0,) * corrections, *predict.nodes), predict.nodes)
+    return Solver(init, step, (*(0.0,) * corrections, *predict.nodes), predict.nodes, forward_only=True)

@@ -14,6 +14,7 @@ from flowguide.guidance import Reference
 from flowguide.guidance.rules import inner
 from flowguide.paths import Path
 from flowguide.solvers.solver import over
+from flowguide.solvers.stochastic import is_one
 from flowguide.typing import Array, CondVelocity
 
 
@@ -112,11 +113,6 @@ def weight_rate(path: Path, p: Product, t: Array, x: Array, us: Sequence[Array])
         score = _by(p.total, s) + change
         rate = rate + (p.total - 1) * (_dot(base, score) + _dot(s, along))
     return jnp.where(inside, rate, 0.0)
-
-
-def is_one(total: Array | float) -> bool:
-    """Whether a sum of weights is 1 by construction, whatever they are."""
-    return isinstance(total, float) and total == 1.0
 
 
 def _by(weight: Array | float, x: Array) -> Array:

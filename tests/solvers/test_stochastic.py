@@ -1,6 +1,7 @@
 """Stochastic solvers against the exact moments of the processes they discretise."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -165,3 +166,107 @@ def test_eta_does_not_recompile_and_has_a_gradient(name):
     slope = jax.grad(run)(0.8, jax.random.key(0))
     difference = (run(0.81, jax.random.key(0)) - run(0.79, jax.random.key(0))) / 0.02
     np.testing.assert_allclose(slope, difference, rtol=0.02)
+
+
+@pytest.mark.parametrize("total", [1.0, 0.8, 1.5, 3.0])
+@pytest.mark.parametrize("eta", [0.0, 0.7, 4.0])
+@pytest.mark.parametrize("path", sorted(paths.PATHS))
+def test_a_step_is_the_exact_linear_process_where_data_stand_still(path, eta, total):
+    """Mean and variance of dx = [W(α̇d + σ̇e) − ηκWe/σ]dt + √(2ηκ)dW for constant d, by RK4 in NumPy."""
+    with jax.enable_x64(True):
+        p, d, x0, t0, t1 = paths.PATHS[path](), 1.3, -0.4, 0.3, 0.55
+
+        def slope(t, mean, variance):
+            a, s, da, ds = (float(f(t)) for f in p)
+            kappa = s * (da * s - a * ds) / a
+            pull = total * (ds - eta * kappa / s) / s  # of x, through e = (x − αd)/σ
+            return pull * mean + (total * da - pull * a) * d, 2 * pull * variance + 2 * eta * kappa
+
+        mean, variance, n = x0, 0.0, 400
+        for i in range(n):
+            t, h, k = t0 + (t1 - t0) * i / n, (t1 - t0) / n, []
+            for c in (0.0, 0.5, 0.5, 1.0):
+                at = [y + (c * h * k[-1][j] if k else 0.0) for j, y in enumerate((mean, variance))]
+                k.append(slope(t + c * h, *at))
+            mean, variance = (
+                y + h / 6 * (k[0][j] + 2 * k[1][j] + 2 * k[2][j] + k[3][j]) for j, y in enumerate((mean, variance))
+            )
+
+        def velocity(t, x):  # Σ w_i·u_i whose mean predicts d
+            return total * paths.conditional_velocity(p, t, (x - p.alpha(t) * d) / p.sigma(t), jnp.full_like(x, d))
+
+        solver = solvers.renoise(p, keys(20_000), eta, total if total == 1 else jnp.full(20_000, total))
+        start, ends = jnp.full((20_000, 1), x0, float), (jnp.float64(t0), jnp.float64(t1))
+        x, _ = jax.jit(lambda x: solver.step(velocity, jnp.int32(3), x, *ends))(start)
+        two, _ = jax.jit(
+            lambda x: solvers.renoise_2m(p, keys(20_000), eta, total).step(
+                velocity, (jnp.int32(3), jnp.full_like(x, d), jnp.float64(0.1)), x, *ends
+            )
+        )(start)
+        z = stochastic.noise(keys(20_000), jnp.int32(3), start)
+    expected = mean + math.sqrt(variance) * z
+    np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(two, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted(paths.PATHS))
+@pytest.mark.parametrize("eta", [2.0, 4.0])
+def test_euler_maruyama_does_not_blow_up_in_its_first_steps(path, eta):
+    """Of data N(0, 1) every x_t has variance α² + σ²; without a bound on D the first steps had 17, 22 and 6."""
+    p, n = paths.PATHS[path](), 20_000
+    u = bind(analytic.velocity(analytic.mixture([1.0], [[0.0]], [1.0]), p), given(jnp.zeros(n, int)))
+    ts, x = times.grid(50), jax.random.normal(jax.random.key(7), (n, 1))
+    states = solvers.solve(solvers.STOCHASTIC["euler_maruyama"](p, keys(n), eta), u, x, ts, trajectory=True)
+    exact = np.asarray(p.alpha(ts) ** 2 + p.sigma(ts) ** 2)
+    ratio = np.asarray(states.var(axis=(1, 2))) / exact
+    assert ratio.max() < 1.4
+    assert ratio.min() > 0.95
+
+
+DIFFUSIONS = {
+    "memoryless": lambda t: 1.7 * (1 - t) / t,
+    "constant": lambda t: 1.7 + 0 * t,
+    "sigma": lambda t: 1.7 * (1 - t),
+    "decreasing": lambda t: 1.7 * (1 - t),
+    "cosine": lambda t: 1.7 * (np.cos(np.pi * t) + 1) ** 2 / 4,
+    "sine": lambda t: 1.7 * np.sin(np.pi * t) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", sorted(stochastic.DIFFUSIONS))
+def test_diffusions_are_their_formulas(name):
+    t = np.linspace(0.1, 0.9, 9)
+    got = stochastic.DIFFUSIONS[name](1.7)(paths.linear(), jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(got, DIFFUSIONS[name](t), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(stochastic.DIFFUSIONS))
+def test_under_guidance_each_diffusion_has_moments_of_its_own(name):
+    """γ = 3 and scale 1.7, where D decides: against dm/dt and dv/dt of the linear SDE, by NumPy."""
+    p, n, gamma, scale = paths.linear(), 20_000, 3.0, 1.7
+    c = given(jnp.full((n, 1), 1.5))
+    u = analytic.velocity(LAB, p)
+    guided = guidance.guide(u, c, guidance.classifier_free(u, c, gamma), passes="apart")
+    method = solvers.euler_maruyama(p, keys(n), stochastic.DIFFUSIONS[name](scale))
+    x = solvers.solve(method, guided, jax.random.normal(jax.random.key(7), (n, 1)), times.grid(400))
+    mean, variance, steps = 0.0, 1.0, 20_000
+    for i in range(steps):
+        t, dt = (i + 0.5) / steps, 1 / steps
+        slope = offset = 0.0  # of the mixed velocity
+        for w, m, v in ((1 - gamma, 0.0, 2.0), (gamma, 1.5, 1.0)):
+            b = (t * v - (1 - t)) / (t * t * v + (1 - t) ** 2)
+            slope, offset = slope + w * b, offset + w * (m - b * t * m)
+        # s = (tu − x)/(1 − t)
+        d = min(DIFFUSIONS[name](t), (1 - t) ** 2 / (2 / 400))
+        drift, push = slope + d * (t * slope - 1) / (1 - t), offset + d * t * offset / (1 - t)
+        mean, variance = mean + dt * (drift * mean + push), variance + dt * (2 * drift * variance + 2 * d)
+    within(np.asarray(x)[:, 0], mean, variance, bias=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(solvers.STOCHASTIC))
+def test_noise_is_added_on_the_way_to_data_alone(name):
+    solver = solvers.STOCHASTIC[name](paths.linear(), keys(2), 1.0)
+    with pytest.raises(ValueError, match="strictly increasing, without NaN; got"):
+        solvers.solve(solver, lambda t, x: -x, jnp.ones((2, 1)), jnp.array([1.0, 0.5, 0.0]))
+    run = jax.jit(lambda ts: solvers.solve(solver, lambda t, x: -x, jnp.ones((2, 1)), ts))
+    assert bool(jnp.isnan(run(jnp.array([0.9, 0.5, 0.2]))).all())
