@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import grain
 import numpy as np
 
-from flowguide.data.dataset import Dataset
+from flowguide.data.dataset import Batch, Dataset
 from flowguide.data.errors import DataError
+from flowguide.data.order import shuffled
 
 
 def batches(
@@ -48,12 +50,19 @@ def batches(
         raise DataError(f"got batch_size={batch_size}, expected at least 1")
     if not 0 <= process_index < process_count:
         raise DataError(f"got process_index={process_index}, expected 0 to process_count - 1 = {process_count - 1}")
-    numbers = grain.MapDataset.range(dataset.size)
-    if shuffle:
-        numbers = numbers.shuffle(_shuffle_seed(seed))
-    stream = numbers.repeat(epochs).batch(batch_size, drop_remainder=drop_remainder)
-    stop = len(stream) - len(stream) % process_count if drop_remainder else len(stream)
-    mine = stream[process_index:stop:process_count].map(dataset.read)
+    order_seed = _order_seed(seed)
+    last = sys.maxsize if epochs is None else epochs * dataset.size
+    count = last // batch_size if drop_remainder else -(-last // batch_size)
+    if drop_remainder:
+        count -= count % process_count
+
+    def read(batch: int) -> Batch:
+        start, stop = batch * batch_size, min((batch + 1) * batch_size, last)
+        if shuffle:
+            return dataset.read(shuffled(dataset.size, order_seed, start, stop))
+        return dataset.read(np.arange(start, stop) % dataset.size)
+
+    mine = grain.MapDataset.range(process_index, count, process_count).map(read)
     if len(mine) == 0:
         raise DataError(
             f"got batch_size={batch_size} x {process_count} processes for {dataset.size} examples, "
@@ -65,8 +74,7 @@ def batches(
 
 def numbers_of_batch(dataset: Dataset, batch_size: int, seed: int, batch: int) -> list[int]:
     """The examples, by their numbers for ``dataset.read``, of one batch of the shuffled stream of a single process."""
-    stream: Any = grain.MapDataset.range(dataset.size).shuffle(_shuffle_seed(seed)).repeat()
-    return [int(stream[i]) for i in range(batch * batch_size, (batch + 1) * batch_size)]
+    return shuffled(dataset.size, _order_seed(seed), batch * batch_size, (batch + 1) * batch_size).tolist()
 
 
 def fingerprint(dataset: Dataset, batch_size: int, seed: int, *, shuffle: bool = True) -> dict[str, Any]:
@@ -102,8 +110,8 @@ def check_fingerprint(stored: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def _shuffle_seed(seed: int) -> int:
-    """Grain shuffles epoch e by seed + e: scattered, neighbouring seeds do not share epochs."""
+def _order_seed(seed: int) -> int:
+    """Epoch e is shuffled by seed + e: scattered, neighbouring seeds do not share epochs."""
     if seed < 0:
         raise DataError(f"got seed={seed}, expected 0 or more")
     return int(np.random.SeedSequence(seed).generate_state(1)[0])

@@ -1,0 +1,107 @@
+"""The order of examples: the shuffle of Grain, computed for many places at once.
+
+Grain permutes the numbers below n by cycle-walking (Black & Rogaway 2002): it enciphers a number of 16 bits or more
+until the result is below n, for one place after the other. With n = 10 a place takes 6,500 rounds on average, and a
+batch of 512 examples a second. Here an epoch of a set of up to 2^16 examples is permuted as a whole, in some 200
+operations on arrays; in a larger set, where walks are short, only the places that are asked for. The order is the very
+one that Grain gives, so that older runs resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+
+SMALL = 2**16  # the smallest domain of the cipher
+ROUNDS = 4
+SHRINK = 8  # how much smaller a domain gets at a time; 4 to 16 take about as long
+
+
+def shuffled(size: int, seed: int, start: int, stop: int) -> np.ndarray:
+    """The examples at places ``start`` to ``stop`` of an endless stream, each epoch in an order of its own.
+
+    Args:
+      size: examples of an epoch.
+      seed: of the first epoch, below 2^32; epoch e has seed + e.
+      start: first place.
+      stop: one behind the last place, more than ``start``.
+
+    Returns:
+      numbers below ``size``, int ``(stop - start,)``.
+    """
+    parts = []
+    for epoch in range(start // size, -(-stop // size)):
+        within = np.clip([start - epoch * size, stop - epoch * size], 0, size)
+        parts.append(_part_of_epoch(size, (seed + epoch) % 2**32, *within.tolist()))
+    return np.concatenate(parts).astype(np.int64)
+
+
+def _part_of_epoch(size: int, seed: int, start: int, stop: int) -> np.ndarray:
+    if size <= SMALL:
+        return _epoch(size, seed)[start:stop]
+    half = -(-(size - 1).bit_length() // 2)  # Grain takes a bit too few for size 4^k + 1, and repeats an example
+    return _walk(partial(_encipher, _round_keys(seed), half), np.arange(start, stop), size)
+
+
+@lru_cache(maxsize=64)
+def _epoch(size: int, seed: int) -> np.ndarray:
+    """The permutation of a small set, uint16 ``(size,)``.
+
+    A walk that ends below ``size`` is also a chain of walks that end below a larger ``count``. So the domain shrinks in
+    several turns, in each of which the walks are short.
+    """
+    order, count = _encipher(_round_keys(seed), 8, np.arange(SMALL, dtype=np.uint16)), SMALL
+    while count > size:
+        count = max(count // SHRINK, size)
+        order = _walk(order.take, np.arange(count), count)
+    return order
+
+
+def _walk(permute: Callable[[np.ndarray], np.ndarray], x: np.ndarray, size: int) -> np.ndarray:
+    """Permutes each number of ``x``, once and then again as long as it is not below ``size``."""
+    x = permute(x)
+    away = np.flatnonzero(x >= size)
+    while away.size:
+        moved = permute(x[away])
+        x[away] = moved
+        away = away[moved >= size]
+    return x
+
+
+def _encipher(keys: list[int], half: int, x: np.ndarray) -> np.ndarray:
+    """The block cipher Simon (Beaulieu et al. 2013, §3.1) of two words of ``half`` bits, with a few rounds only."""
+    mask = 2**half - 1
+
+    def turned(word: np.ndarray, by: int) -> np.ndarray:
+        return word << by | word >> (half - by)
+
+    def mixed(word: np.ndarray, key: int) -> np.ndarray:
+        return (turned(word, 1) & turned(word, 8) ^ turned(word, 2) ^ key & mask) & mask
+
+    left, right = x >> half, x & mask
+    for i in range(0, ROUNDS, 2):
+        left = left ^ mixed(right, keys[i])
+        right = right ^ mixed(left, keys[i + 1])
+    return left << half | right
+
+
+def _round_keys(seed: int) -> list[int]:
+    """The ``ROUNDS`` words of 32 bits that C++'s ``std::seed_seq{seed}`` generates (C++17, [rand.util.seedseq])."""
+    n, mask = ROUNDS, 2**32 - 1
+    words = [0x8B8B8B8B] * n
+    for k in range(2 * n):
+        here, near, far, last = k % n, (k + 1) % n, (k + 2) % n, (k - 1) % n
+        if k < n:
+            word = words[here] ^ words[near] ^ words[last]
+            first = 1664525 * (word ^ word >> 27) & mask
+            second = first + (1, 1 + seed, 2, 3)[k] & mask
+            words[near], words[far] = words[near] + first & mask, words[far] + second & mask
+        else:
+            word = words[here] + words[near] + words[last] & mask
+            first = 1566083941 * (word ^ word >> 27) & mask
+            second = first - here & mask
+            words[near], words[far] = words[near] ^ first, words[far] ^ second
+        words[here] = second
+    return words
