@@ -48,6 +48,7 @@ def main() -> None:
     chip = CHIPS[CHIP.value]
     memory = chip.memory if MEMORY.value is None else MEMORY.value * 2**30
     chip = Chip(chip.peak if PEAK.value is None else PEAK.value, memory)
+    build.check_types(config)
     info = build.data_info(config)
     if SHAPE.value is not None:
         if not SHAPE.value or not all(side.isdecimal() and int(side) > 0 for side in SHAPE.value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias
 import optax
 from ml_collections import ConfigDict
 
-from flowguide import couplings, losses, paths, targets, times
+from flowguide import couplings, kinds, losses, paths, targets, times
 from flowguide.condition import Fields
 from flowguide.data import DataInfo, Dataset, describe_dataset, open_dataset
 from flowguide.errors import UserError
@@ -65,6 +64,9 @@ FREE += ("layout",)
 FORCEABLE = ("lr", "warmup", "decay", "b2", "weight_decay", "accumulate", "times", "stratified", "weight", "coupling")
 FORCEABLE += ("drop_rate", "drop_field_rate", "flip", "ema")
 
+
+# Settings that are the name of a choice with settings of its own.
+CHOICES = ("coupling", "weight", "target", "times", "ema", "network", "layout")
 
 # What the layout "fsdp" takes; data_parallel has none of it.
 FSDP = {"shards": 0, "min_size": 2**14, "overrides": ()}
@@ -151,8 +153,7 @@ def data_info(config: Config) -> DataInfo:
 def network(config: Config, info: DataInfo) -> Network:
     """The network for this data: of velocities or, if that is the task, of logits."""
     what, registry = ("classifier", CLASSIFIERS) if config.task == "classifier" else ("network", NETWORKS)
-    choice, fields = dict(config.network), network_fields(config, info)
-    name = choice.pop("name", None)
+    (name, choice), fields = _named(what, config.network), network_fields(config, info)
     make = _known(registry, what, name)
     _check_settings(make.__init__, f"{what} {name!r}", choice, given=("self", "shape", "fields", "rngs"))
     try:
@@ -240,8 +241,14 @@ def layout(config: Config, devices: Sequence[Device]) -> Layout:
     return _choose(LAYOUTS, "layout", settings, devices)
 
 
+def check_types(config: Config) -> None:
+    """Raises ``UserError`` where a setting is missing or of another type than its default; choices check their own."""
+    _check_like(config.to_dict(), default().to_dict())
+
+
 def check_sizes(config: Config, devices: int) -> None:
     """Raises ``UserError`` for counts that cannot be."""
+    check_types(config)
     for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "eval_every"):
         if config[name] < 1:
             raise UserError(f"{name} must be at least 1; got {config[name]}")
@@ -269,22 +276,24 @@ def read_config(workdir: Path) -> Config:
     """The config of a run, completed with the defaults of settings that it is older than.
 
     Raises:
-      UserError: if there is none, or it is not JSON.
+      UserError: if there is none, or it is not one that ``write_config`` wrote.
     """
     file = workdir / "config.json"
     try:
         stored = json.loads(file.read_text())
+        config = default().to_dict()
+        for name, value in stored.items():
+            # A named choice has settings of its own; other groups keep the defaults of what was not there yet.
+            if isinstance(value, dict) and isinstance(config.get(name), dict) and name not in CHOICES:
+                value = {**config[name], **value}
+            config[name] = _tuples(value)
+        config = ConfigDict(config)
+        check_types(config)
     except FileNotFoundError:
         raise UserError(f"no run in {workdir}: expected a --workdir that train.py has written to") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error}): restore it from the run's command") from error
-    config = default().to_dict()
-    for name, value in stored.items():
-        # A named choice has settings of its own; other groups keep the defaults of what was not there yet.
-        if (isinstance(value, dict) and "name" not in value) or name == "data":
-            value = {**config.get(name, {}), **value}
-        config[name] = _tuples(value)
-    return ConfigDict(config)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}): restore it from the run's command") from error
+    return config
 
 
 def check_same_run(stored: Config, config: Config, force: bool = False) -> None:
@@ -307,28 +316,56 @@ def check_same_run(stored: Config, config: Config, force: bool = False) -> None:
 
 
 def _known(registry: Mapping[str, Any], what: str, name: Any) -> Any:
-    if name not in registry:
-        raise UserError(f"unknown {what} {name!r}: there are {', '.join(sorted(registry))}")
+    if not isinstance(name, str) or name not in registry:
+        raise UserError(f"unknown {what} {name!r:.100}: there are {', '.join(sorted(registry))}")
     return registry[name]
 
 
-def _choose(registry: Mapping[str, Callable[..., Any]], what: str, settings: Mapping[str, Any], *first: Any) -> Any:
+def _choose(registry: Mapping[str, Callable[..., Any]], what: str, settings: Any, *first: Any) -> Any:
     """The object of a ``{"name": ..., **settings}`` dict; ``first`` are its arguments that are no settings."""
-    choice = dict(settings)
-    name = choice.pop("name", None)
+    name, choice = _named(what, settings)
     make = _known(registry, what, name)
-    _check_settings(make, f"{what} {name!r}", choice, given=tuple(inspect.signature(make).parameters)[: len(first)])
+    _check_settings(make, f"{what} {name!r}", choice, given=tuple(kinds.parameters(make))[: len(first)])
     try:
         return make(*first, **choice)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(f"{what} {name!r}: {error}") from error
+
+
+def _named(what: str, settings: Any) -> tuple[str, dict[str, Any]]:
+    """The name of a choice and its settings."""
+    if not (isinstance(settings, dict | ConfigDict) and isinstance(settings.get("name"), str)):
+        raise UserError(f'{what} takes a name and its settings, {{"name": ...}}; got {settings!r:.100}')
+    choice = dict(settings)
+    return choice.pop("name"), choice
 
 
 def _check_settings(make: Callable, what: str, settings: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:
-    takes = [name for name in inspect.signature(make).parameters if name not in given]
-    for name in settings:
+    takes = {name: parameter for name, parameter in kinds.parameters(make).items() if name not in given}
+    for name, value in settings.items():
         if name not in takes:
             raise UserError(f"{what} has no setting {name!r}: it takes {', '.join(takes) or 'none'}")
+        _check_kind(f"{what}: {name}", value, takes[name].annotation, takes[name].default)
+
+
+def _check_like(got: Mapping[str, Any], like: Mapping[str, Any], place: str = "") -> None:
+    """Compares settings with their defaults, name by name."""
+    for name, usual in like.items():
+        if name not in got:
+            raise UserError(f"the setting {place}{name} is missing: its default is {usual!r}")
+        if name in CHOICES:
+            _named(name, got[name])
+        elif not isinstance(usual, dict):
+            _check_kind(place + name, got[name], kinds.kind_of(usual), usual)
+        elif isinstance(got[name], dict):
+            _check_like(got[name], usual, f"{place}{name}.")
+        else:
+            raise UserError(f"{place}{name} has the settings {', '.join(usual)}; got {got[name]!r:.100}")
+
+
+def _check_kind(place: str, value: Any, kind: Any, usual: Any) -> None:
+    if not kinds.fits(value, kind):
+        raise UserError(f"{place} takes {kinds.words(kind)}, such as {usual!r}; got {value!r:.100}")
 
 
 def _tuples(value: Any) -> Any:

@@ -1,11 +1,13 @@
 """Every experiment builds: its settings exist, its network fits its data, a step of it has a finite shape."""
 
 import importlib
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from flowguide import build
 from flowguide.condition import Condition, Label, Tokens, Vector
@@ -58,3 +60,76 @@ def test_a_field_named_gamma_and_data_without_fields_are_refused():
     config.update({"task": "classifier", "target": {"name": "plain"}})
     with pytest.raises(UserError, match=r"classifier 'mlp' for points .*one label apart; got fields \['a', 'b'\]"):
         build.network(config, DataInfo("points", (2,), "points", {"a": Vector(1), "b": Vector(1)}))
+
+
+WRONG = [
+    ({"steps": "many"}, "steps takes a whole number, such as 10000; got 'many'"),
+    ({"steps": 3.0}, "steps takes a whole number"),
+    ({"steps": True}, "steps takes a whole number"),
+    ({"steps": 2**63}, "steps takes a whole number"),
+    ({"lr": "1e-3"}, "lr takes a number"),
+    ({"lr": None}, "lr takes a number"),
+    ({"flip": 1}, "flip takes True or False"),
+    ({"decay": 3}, "decay takes text"),
+    ({"drop_field_rate": 0.5}, "drop_field_rate takes numbers, such as .0.1, 0.1."),
+    ({"data": 3}, "data has the settings data_dir, fields, .*; got 3"),
+    ({"data": {"fields": "hat"}}, "data.fields takes texts"),
+    ({"preview": {"gammas": (1, "abc")}}, "preview.gammas takes numbers"),
+    ({"times": "uniform"}, "times takes a name and its settings, .*; got 'uniform'"),
+    ({"times": {"name": ["uniform"]}}, "times takes a name and its settings"),
+    (
+        {"times": {"name": "logit_normal", "mean": "a"}},
+        "times 'logit_normal': mean takes a number, such as 0.0; got 'a'",
+    ),
+    ({"times": {"name": "logit_normal", "std": (1.0,)}}, "std takes a number"),
+    ({"times": {"name": "karras", "rho": 0}}, "times 'karras': "),
+    ({"ema": {"name": "power", "std": "wide"}}, "ema 'power': std takes a number"),
+    ({"weight": {"name": "min_snr", "limit": None}}, "weight 'min_snr': limit takes a number"),
+    ({"coupling": {"name": 3}}, "coupling takes a name"),
+    ({"coupling": {"name": "assigned", "condition_weight": "1"}}, "condition_weight takes a number"),
+    (
+        {"target": {"name": "distilled", "workdir": "w", "gamma_range": 3}},
+        "gamma_range takes 2 numbers",
+    ),
+    ({"target": []}, "target takes a name"),
+    ({"network": None}, "network takes a name"),
+    ({"network": {"name": "unet", "width": "32"}}, "network 'unet': width takes a whole number, such as 32; got '32'"),
+    ({"network": {"name": "unet", "multipliers": 3}}, "multipliers takes whole numbers"),
+    ({"network": {"name": "dit", "remat": "yes"}}, "remat takes True or False"),
+    ({"layout": {"name": "fsdp", "overrides": ((3, 1),)}}, "overrides takes what fits"),
+    ({"task": {"name": "flow"}}, "task takes text"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_settings_of_a_wrong_type_are_named(changes, message, tmp_path):
+    """Those of a config in memory, and of one that lies beside a run."""
+    stored = build.default().to_dict()
+    for name, value in changes.items():
+        merged = name in ("data", "preview") and isinstance(value, dict)
+        stored[name] = {**stored[name], **value} if merged else value
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+
+    def use(config):
+        build.check_sizes(config, 1)
+        build.recipe(config)
+        build.profile(config)
+        build.layout(config, jax.devices()[:1])
+        build.network(config, INFO["avatars"])
+
+    for config in (lambda: ConfigDict(stored), lambda: build.read_config(tmp_path)):
+        with pytest.raises(UserError, match=message):
+            use(config())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"3", b"null", b'"a"', b"\xff\xfe", b"[" * 100_000, b'{"steps": ' + b"9" * 5000]
+)
+def test_a_config_that_train_did_not_write_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config.json cannot be read .*restore it"):
+        build.read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config.json cannot be read .*restore it"):
+        build.read_config(tmp_path)
