@@ -59,8 +59,20 @@ def given(value: Any) -> Condition:
 
 
 def null(like: Condition) -> Condition:
-    """∅ for every field and example, in the shape of ``like``; values are zeroed so that none can leak."""
+    """∅ for every field and example, in the shape of ``like``; values are zeroed so that none can leak.
+
+    Raises:
+      TypeError: if ``like`` is no ``Condition``.
+    """
+    check_condition(like)
     return jax.tree.map(jnp.zeros_like, like)
+
+
+def check_condition(c: Any) -> None:
+    """Raises ``TypeError`` for bare labels or other values: their zeros would be taken for ∅, and are a class."""
+    if not isinstance(c, Condition):
+        got = f"an array of shape {jnp.shape(c)}" if hasattr(c, "shape") else f"a {type(c).__name__}"
+        raise TypeError(f"expected a Condition, got {got}: wrap it as flowguide.condition.given(c)")
 
 
 def drop(keys: PRNGKey, c: Condition, rate: float = 0.1, field_rate: float | tuple[float, float] = 0.1) -> Condition:

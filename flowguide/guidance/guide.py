@@ -212,8 +212,10 @@ def guide(
 
     Raises:
       ValueError: for another word in ``passes``, or ``reuse`` below 1.
+      TypeError: if c is no ``Condition``.
     """
     check_passes(passes)
+    condition.check_condition(c)
     if reuse < 1:
         raise ValueError(f"reuse counts steps, from 1 (never) up; got {reuse}")
     conditional, references = condition.bind(velocity, c), guidance.references

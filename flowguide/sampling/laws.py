@@ -62,7 +62,8 @@ def sample_laws(
     """Draws ``method.particles`` weighted particles of each of ``num`` laws p(x)^(1−γ)·p(x|c)^γ.
 
     A negative condition multiplies by (p(x|d)/p(x))^(−γ_n), or takes the place of p(x) if ``method.replace_null``; a
-    further one by (p(x|c_i)/p(x))^(γ·w_i). A law depends on (seed, its number) and its own conditions alone.
+    further one by (p(x|c_i)/p(x))^(γ·w_i). A law depends on (seed, its number) and its own conditions
+    alone, up to rounding.
 
     Args:
       run: from ``load``.

@@ -78,8 +78,13 @@ def solve(
       ValueError: if ``ts`` is not a vector of two nodes or more, strictly increasing or decreasing, or decreases
         where the solver is ``forward_only``. Where its values are not known while tracing, bad ones make all of the
         result NaN, as a velocity that is NaN does.
-      TypeError: if x is not floating, or the velocity has not the structure, shapes or kind of dtype of x.
+      TypeError: if ``solver`` is no ``Solver``, x is not floating, or the velocity has not the structure, shapes or
+        kind of dtype of x.
     """
+    if not isinstance(solver, Solver):
+        name = getattr(solver, "__name__", None)
+        cure = f"call it, as {name}(), or {name}(path) if it takes the path" if name else "make one, as heun()"
+        raise TypeError(f"the solver must be a Solver; got {name or type(solver).__name__}: {cure}")
     ts = check_nodes(ts, increasing=solver.forward_only)
     check_state(x)
     steps = ts.shape[0] - 1

@@ -218,3 +218,13 @@ def test_contradictions_are_refused(options, message):
 def test_unknown_passes_are_refused():
     with pytest.raises(ValueError, match="together"):
         guided(2.0, "twice")
+
+
+def test_labels_that_are_not_wrapped_are_refused():
+    """Their zeros would be taken for ∅, and are class 0."""
+    labels = jnp.array([1, 2])
+    with pytest.raises(TypeError, match=r"expected a Condition, got an array of shape \(2,\): wrap it as .*given\(c\)"):
+        guidance.classifier_free(lambda t, x, c: x, labels, 2.0)  # pyright: ignore[reportArgumentType]
+    rules = guidance.classifier_free(lambda t, x, c: x, given(labels), 2.0)
+    with pytest.raises(TypeError, match="expected a Condition, got a list: wrap it"):
+        guidance.guide(lambda t, x, c: x, [1, 2], rules)  # pyright: ignore[reportArgumentType]

@@ -312,3 +312,16 @@ def test_fitted_grid_beats_equal_steps_on_new_noise(name):
 def test_fitted_grid_refuses_what_is_not_finite():
     with pytest.raises(ValueError, match="4 equal steps, or the exact flow, is not finite"):
         solvers.fit_grid(make("ab2"), lambda t, x: x / 0, jnp.ones((2, 2)), 4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (solvers.heun, r"must be a Solver; got heun: call it, as heun\(\), or heun\(path\)"),
+        (solvers.ddim, r"got ddim: call it"),
+        ("heun", r"must be a Solver; got str: make one, as heun\(\)"),
+    ],
+)
+def test_what_is_no_solver_is_refused_with_its_cure(solver, message):
+    with pytest.raises(TypeError, match=message):
+        solvers.solve(solver, lambda t, x: -x, jnp.ones(2), jnp.array([0.0, 1.0]))
