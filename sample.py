@@ -188,11 +188,12 @@ def main() -> None:
         )
     if EXPORT.value is not None:
         if processes.leads():
-            _export(run, method, Path(EXPORT.value))
+            _export(run, method, folder(EXPORT.value))
         processes.wait("the sampler is exported")
         return
     if processes.leads():
-        prepare_workdir(out)
+        prepare_workdir(out / "png" if _as_png(run) else out)
+        _check_is_no_folder(out / "samples.npz", out / "samples.json")
 
     if GRID.value == FITTED:
         fitted = _fitted(run, list(product(gammas, conds)), method)
@@ -318,6 +319,13 @@ def _attempt(name: str, draw: Callable[[], None]) -> bool:
     return True
 
 
+def _check_is_no_folder(*files: Path) -> None:
+    """Raises ``UserError`` where a file to be written is a folder: found out before anything is computed."""
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"expected a file to write, and {file} is a folder: give another name, or move it away")
+
+
 def _export(run: sampling.Run, method: sampling.Method, file: Path) -> None:
     prepare_workdir(file.parent)
     content = sampling.export(run, negative=NEGATIVE.value, gamma_negative=GAMMA_NEGATIVE.value, method=method)
@@ -434,6 +442,8 @@ def _check_flags(method: sampling.Method, composed: list[tuple[str, float]]) -> 
     if DIAGNOSE.value:
         sampling.check_gap(method)
     if EXPORT.value is not None:
+        file = folder(EXPORT.value)
+        _check_is_no_folder(file, Path(f"{file}.json"))
         if GRID.value == FITTED:
             raise UserError("--export takes a grid by name or by its nodes: samples.json has those of a fitted one")
         if method.sampler == "fkc":
@@ -479,7 +489,9 @@ def _perturbation(text: str | None) -> Perturbation:
             raise UserError(f"--perturb takes {', '.join(Perturbation._fields)}; got {name!r}")
 
     def blocks(name: str) -> tuple[int, ...]:
-        return tuple(int(n) for n in _numbers(f"perturb={name}", settings[name].split("+")))
+        if not all(text.isdecimal() and len(text) < 10 for text in settings[name].split("+")):
+            raise UserError(f"--perturb={name} takes numbers of blocks, 1+2; got {settings[name]!r:.100}")
+        return tuple(int(text) for text in settings[name].split("+"))
 
     p = Perturbation()
     return Perturbation(
@@ -515,7 +527,7 @@ def _fitted(run: sampling.Run, cells: list[tuple[float, str]], method: sampling.
 def _save(out: Path, run: sampling.Run, cells: list[dict[str, Any]], drawn: list[np.ndarray]) -> None:
     """Every sample, as --save says; an NPZ also has what each was asked to be."""
     x = np.concatenate(drawn)
-    if SAVE.value == "npz" or (SAVE.value == "png" and run.info.kind != "image"):
+    if SAVE.value != "none" and not _as_png(run):
         asked: dict[str, np.ndarray] = {
             "gamma": np.repeat(np.array([cell["gamma"] for cell in cells], np.float32), NUM.value),
             "cond": np.repeat([COMPOSE.value or cell["cond"] for cell in cells], NUM.value),
@@ -525,10 +537,13 @@ def _save(out: Path, run: sampling.Run, cells: list[dict[str, Any]], drawn: list
             asked |= {f"value.{name}": a for name, a in c.value.items()}
             asked |= {f"present.{name}": a for name, a in c.present.items()}
         np.savez_compressed(out / "samples.npz", **{"x": x, **asked})  # pyright: ignore[reportArgumentType]
-    elif SAVE.value == "png":
-        (out / "png").mkdir(exist_ok=True)
+    elif _as_png(run):
         for i, image in enumerate(x):
             save_png(out / "png" / f"{i:06d}.png", image)
+
+
+def _as_png(run: sampling.Run) -> bool:
+    return SAVE.value == "png" and run.info.kind == "image"
 
 
 def _write_record(out: Path, run: sampling.Run, cells: list, method: sampling.Method, seconds: float) -> None:

@@ -11,10 +11,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import NoneType
 
 import jax
 from absl import flags, logging
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from flowguide import processes
 from flowguide.errors import UserError
@@ -29,13 +31,16 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many there are,
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "which one this is, from 0, for --coordinator", lower_bound=0)
 
 
+MOST = 2000  # characters of an error: it may quote what was got, of any length
+
+
 def join_processes() -> None:
     """Makes this process one of several, if it is. A script that does so adopts the key flags of this module."""
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 
 def run_script(main: Callable[[], None], epilogue: str = "") -> None:
-    """Parses the flags and runs ``main``; a ``UserError`` or a bad flag becomes one line and exit code 2.
+    """Parses the flags and runs ``main``; a ``UserError``, a bad flag or a file that fails is one line and exit code 2.
 
     ``--help`` prints the docstring of the script, its flags and ``epilogue``. Where several processes run the script,
     one that fails ends at once, and with it the others.
@@ -66,8 +71,12 @@ def _several() -> bool:
 def _end(error: Exception) -> None:
     """Says what the exception that is being handled means, and ends the process; one of several, without the others."""
     ours, several, script = isinstance(error, UserError | flags.Error), _several(), Path(sys.argv[0]).name
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # a folder in the place of a file, a full disk, ...
+        ours, text = True, f"{error.filename} cannot be used ({error.strerror}): move it away, or choose another place"
     if ours:
-        print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = " ".join(text.split())
+        print(f"{script}: error: {line[:MOST]}{' ...' * (len(line) > MOST)}", file=sys.stderr)
     elif several:
         traceback.print_exc()
         print(
@@ -96,9 +105,12 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
     try:
         unused = flags.FLAGS(argv)[1:]
         config = flags.FLAGS.flag_values_dict().get("config")
-        if config is not None:
-            config.keys()  # without this a file that cannot be loaded is told of by whoever first reads a setting
+        getattr(
+            config, "keys", None
+        )  # otherwise a file that cannot be loaded is told of by whoever first reads a setting
     except (AttributeError, KeyError) as error:  # a config without the setting that --config.NAME is to change
+        if "get_config" in str(error):
+            raise UserError(f"the config file cannot be loaded: {error}") from error
         # The message is the repr of a repr: quotes within quotes, and an escaped line break before the hint.
         name, *hint = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").splitlines()
         quotes = "'\""
@@ -106,8 +118,15 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
         raise UserError(f"the config has no setting '{name.strip(quotes)}': {known}") from error
     except OSError as error:  # ml_collections wraps whatever kept the file from being read; the cause is its last line
         raise UserError(f"the config file cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
-    except SyntaxError as error:
+    except (SyntaxError, ImportError) as error:
         raise UserError(f"the config file cannot be loaded: {error}") from error
+    except ValueError as error:  # of a name that ml_collections cannot parse, as in --config.=3
+        raise UserError(f"the flags cannot be read: {error}") from error
+    if not isinstance(config, ConfigDict | NoneType):
+        raise UserError(
+            f"get_config() of the config file returns a {type(config).__name__}, expected the ConfigDict of "
+            "flowguide.build.default(), changed"
+        )
     if unused:
         raise UserError(f"got {unused[0]!r}, expected flags of the form --name=value; --help lists them")
 
@@ -161,5 +180,6 @@ def prepare_workdir(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir} ({error.strerror}): choose another folder") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write to {workdir} ({reason}): choose another folder") from error

@@ -102,7 +102,7 @@ def check_range(name: str, a: np.ndarray, field: Field) -> None:
             if not ((a >= 0) & (a < len(known))).all():
                 raise UserError(f"field {name!r} takes {_takes(field)}; got {a[(a < 0) | (a >= len(known))].flat[0]}")
         case Vector():
-            if not np.isfinite(a).all():
+            if not np.isfinite(_float32(a)).all():
                 raise UserError(f"field {name!r} takes {_takes(field)}; got {a}")
 
 
@@ -135,6 +135,12 @@ def _only(got: str, fields: Fields) -> str:
     return next(iter(fields))
 
 
+def _float32(numbers: Any) -> np.ndarray:
+    """Numbers as float32, infinite where they are too large for it."""
+    with np.errstate(over="ignore"):
+        return np.asarray(numbers).astype(np.float32)
+
+
 def _takes(field: Field) -> str:
     match field:
         case Label(values=values):
@@ -150,16 +156,19 @@ def _from_text(name: str, text: str, field: Field) -> np.ndarray:
         case Label(values=values):
             if text in values:
                 return np.array(values.index(text), np.int32)
-            if text.isdecimal() and int(text) < len(values):
-                return np.array(int(text), np.int32)
-            raise UserError(f"unknown value {text!r} of {name!r}{hint(text, values)}: there are {listed(values)}")
+            number = (
+                int(text) if text.isdecimal() and len(text) < 10 else len(values)
+            )  # Python refuses very many digits
+            if number < len(values):
+                return np.array(number, np.int32)
+            raise UserError(f"unknown value {text!r:.100} of {name!r}{hint(text, values)}: there are {listed(values)}")
         case Vector(size=size):
             try:
-                numbers = np.array([float(word) for word in text.split()], np.float32)
+                numbers = _float32([float(word) for word in text.split()])
             except ValueError:
-                raise UserError(f"field {name!r} takes {size} numbers separated by spaces; got {text!r}") from None
+                raise UserError(f"field {name!r} takes {size} numbers separated by spaces; got {text!r:.100}") from None
             if numbers.size != size or not np.isfinite(numbers).all():
-                raise UserError(f"field {name!r} takes {size} finite numbers; got {text!r}")
+                raise UserError(f"field {name!r} takes {_takes(field)}; got {text!r:.100}")
             return numbers
         case Tokens():
             return encode(text, field)

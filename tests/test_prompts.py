@@ -57,9 +57,18 @@ def test_describe_is_the_inverse_of_parse():
         ("pose=1 2 3", "takes 2"),
         ("pose=1 x", "takes 2 numbers"),
         ("pose=1 nan", "finite"),
+        ("pose=1 1e39", "finite"),
+        ("pose=1 " + 5000 * "9", "finite"),
+        ("hat=" + 5000 * "9", "unknown value '99999"),
+        ("hat=²", "unknown value"),
         ("caption=a sad face", "unknown word 'sad'"),
     ],
 )
 def test_errors_say_what_there_is(prompt, message):
     with pytest.raises(UserError, match=message):
         prompts.parse(prompt, FIELDS)
+
+
+def test_numbers_too_large_for_float32_are_refused():
+    with pytest.raises(UserError, match="2 finite numbers"):
+        prompts.value("pose", np.array([1.0, 1e39]), FIELDS["pose"])

@@ -538,6 +538,13 @@ EARLY = [
     ("--guidance=tcfg --compose=3:1,4:1", "composed by guidance 'cfg'; got 'tcfg'"),
     ("--sampler=fkc --interval=0.2,0.8", "interval = (0.2, 0.8) is none"),
     ("--grid=0,1,0.5", "the nodes of a grid increase from 0 to 1"),
+    ("--guidance=perturbed --perturb=skip=nan", "--perturb=skip takes numbers of blocks, 1+2; got 'nan'"),
+    ("--guidance=perturbed --perturb=skip=1.5", "--perturb=skip takes numbers of blocks, 1+2; got '1.5'"),
+    ("--guidance=perturbed --perturb=skip", "--perturb=skip takes numbers of blocks, 1+2; got ''"),
+    ("--guidance=perturbed --perturb=attention=identity,layers=-1", "--perturb=layers takes numbers of blocks"),
+    ("--export=tests", "expected a file to write, and tests is a folder"),
+    ("--export=", "expected a file to write, and . is a folder"),
+    ("--export=gs://bucket/file", "got the address gs://bucket/file"),
     ("--perturb=drop=1", "--perturb takes skip, attention, blur, layers; got 'drop'"),
     ("--compose=3:1 --cond=4", "leave out --cond, or --compose"),
     ("--steps=3 --noreplace_null", "no run in nowhere"),  # all is well, but for the run
