@@ -40,7 +40,13 @@ class Attention(nnx.Module):
     """Self-attention (B, T, width) -> (B, T, width); a sequence (B, L, context) adds L keys and values."""
 
     def __init__(self, width: int, heads: int, context: int | None, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """``context`` is the width of the sequence, None if there is none."""
+        """``context`` is the width of the sequence, None if there is none.
+
+        Raises:
+          ValueError: if ``heads`` does not divide ``width``.
+        """
+        if width % heads:
+            raise ValueError(f"attention splits its channels into heads; got {width} channels and heads={heads}")
         self.heads = heads
         self.qkv = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
         self.context_kv = None if context is None else Dense(context, 2 * width, dtype=dtype, rngs=rngs)

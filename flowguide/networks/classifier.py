@@ -11,7 +11,7 @@ from flax import nnx
 
 from flowguide.condition import Condition, Fields, Label
 from flowguide.networks.embed import TimeEmbedding
-from flowguide.networks.layers import Dense, computing_dtype, zeros
+from flowguide.networks.layers import Dense, check_sizes, computing_dtype, zeros
 from flowguide.networks.mlp import MLPBlock
 from flowguide.networks.seam import Network, Params
 from flowguide.typing import Array
@@ -41,13 +41,14 @@ class Classifier(nnx.Module):
           rngs: for the initialisation.
 
         Raises:
-          ValueError: if ``fields`` is not one ``Label``.
+          ValueError: if ``fields`` is not one ``Label``, or a size is not positive.
         """
         labels = [field for field in fields.values() if isinstance(field, Label)]
         if not len(labels) == len(fields) == 1:
             raise ValueError(
                 f"a classifier tells the classes of one label apart; got fields {sorted(fields)}: name one in the data"
             )
+        check_sizes(width=width, depth=depth)
         self.dtype = computing_dtype(dtype)
         self.time = TimeEmbedding(width, rngs=rngs)
         self.inlet = Dense(math.prod(shape), width, dtype=self.dtype, rngs=rngs)

@@ -12,7 +12,7 @@ from flax import nnx
 from flowguide.condition import Condition, Fields
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, has_sequence
-from flowguide.networks.layers import Dense, computing_dtype, gathered, layer_norm, modulate, zeros
+from flowguide.networks.layers import Dense, check_sizes, computing_dtype, gathered, layer_norm, modulate, sides, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
@@ -63,9 +63,11 @@ class DiT(nnx.Module):
           rngs: for the initialisation.
 
         Raises:
-          ValueError: if the patches do not tile the image, or the width cannot be split into heads or positions.
+          ValueError: for examples that are no images and sizes that are not positive, if the patches do not tile the
+            image, or the width cannot be split into heads or positions.
         """
-        height, breadth, channels = shape
+        height, breadth, channels = sides(shape, "dit")
+        check_sizes(patch=patch, width=width, depth=depth, heads=heads, ratio=ratio, unroll=unroll)
         if height % patch or breadth % patch:
             raise ValueError(f"patches of {patch}x{patch} do not tile {height}x{breadth}")
         if width % heads or width % 4:
@@ -108,7 +110,7 @@ class DiT(nnx.Module):
         # The scan's body holds each different treatment once and looks up which one a layer gets; where all layers get
         # the same, as they do in the plain network, ``switch`` leaves no trace.
         plan = treatments(perturbation, self.attends)
-        different = sorted(set(plan)) or [PLAIN]  # a network of depth 0 has none
+        different = sorted(set(plan))
         which = jnp.array([different.index(treatment) for treatment in plan], jnp.int32)
 
         def under(treatment: Treatment) -> Callable[[Array, nnx.State], Array]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -25,6 +26,26 @@ def computing_dtype(name: str) -> jnp.dtype:
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is 'float32' or 'bfloat16'; got {name!r}")
     return jnp.dtype(name)
+
+
+def check_sizes(least: int = 1, **sizes: Any) -> None:
+    """Raises ``ValueError`` for a size that is no whole number of at least ``least``; a sequence has several, or none."""
+    for name, size in sizes.items():
+        for n in size if isinstance(size, list | tuple) else (size,):
+            if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}; got {n!r}")
+
+
+def sides(shape: Sequence[int], network: str) -> tuple[int, int, int]:
+    """(H, W, C) of the shape of an image.
+
+    Raises:
+      ValueError: for any other shape.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"{network} takes images (H, W, C): use mlp; got shape {tuple(shape)}")
+    height, width, channels = shape
+    return height, width, channels
 
 
 def normal(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32, *, std: float = 1.0) -> Array:

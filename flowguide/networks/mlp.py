@@ -10,7 +10,7 @@ from flax import nnx
 
 from flowguide.condition import Condition, Fields
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
-from flowguide.networks.layers import Dense, computing_dtype, embedding, layer_norm, modulate, zeros
+from flowguide.networks.layers import Dense, check_sizes, computing_dtype, embedding, layer_norm, modulate, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
@@ -42,8 +42,10 @@ class MLP(nnx.Module):
           rngs: for the initialisation.
 
         Raises:
-          ValueError: if pixels are to be refined and ``shape`` is not that of an image.
+          ValueError: for sizes that are not positive, or if pixels are to be refined and ``shape`` is not that of an image.
         """
+        check_sizes(width=width, depth=depth)
+        check_sizes(0, refine=refine)
         if refine and len(shape) != 3:
             raise ValueError(f"refine corrects the pixels of images (H, W, C); got shape {tuple(shape)}: set it to 0")
         size = math.prod(shape)

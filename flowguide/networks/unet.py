@@ -11,7 +11,7 @@ from flax import nnx
 from flowguide.condition import Condition, Fields
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, Embedded, TimeEmbedding, has_sequence
-from flowguide.networks.layers import Dense, computing_dtype, conv, group_norm, modulate, zeros
+from flowguide.networks.layers import Dense, check_sizes, computing_dtype, conv, group_norm, modulate, sides, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.typing import Array
 
@@ -46,10 +46,14 @@ class UNet(nnx.Module):
           rngs: for the initialisation.
 
         Raises:
-          ValueError: if H or W cannot be halved often enough, if an attention height is no level's, or if
-            token fields meet a network without attention.
+          ValueError: for examples that are no images and sizes that are not positive, if H or W cannot be halved
+            often enough, if an attention height is no level's, its channels cannot be split into heads, or if token
+            fields meet a network without attention.
         """
-        height, breadth, channels = shape
+        height, breadth, channels = sides(shape, "unet")
+        check_sizes(width=width, multipliers=multipliers, blocks=blocks, attention=attention, heads=heads)
+        if not multipliers:
+            raise ValueError("a U-Net has a level for each multiplier; got multipliers=()")
         levels = len(multipliers)
         heights = [height >> level for level in range(levels)]
         factor = 2 ** (levels - 1)

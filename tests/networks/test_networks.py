@@ -191,3 +191,32 @@ def test_usual_image_sizes(name, side):
     x, t = jnp.zeros((BATCH, side, side, 3)), jnp.zeros(BATCH)
     velocity = functools.partial(network.velocity, t=t, x=x, c=full_condition())
     assert jax.eval_shape(lambda key: velocity(network.init(key)), jax.random.key(0)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mlp", {"width": 0}, "width must be a whole number of at least 1; got 0"),
+        ("mlp", {"depth": -1}, "depth must be a whole number of at least 1; got -1"),
+        ("mlp", {"refine": -8}, "refine must be a whole number of at least 0; got -8"),
+        ("mlp", {"width": 16.0}, "width must be a whole number of at least 1; got 16.0"),
+        ("unet", {"width": float("nan")}, "width must be a whole number of at least 1; got nan"),
+        ("unet", {"multipliers": (1, 0)}, "multipliers must be a whole number of at least 1; got 0"),
+        ("unet", {"multipliers": ()}, "a U-Net has a level for each multiplier"),
+        ("unet", {"blocks": 0}, "blocks must be a whole number"),
+        ("unet", {"heads": 0}, "heads must be a whole number"),
+        ("unet", {"heads": 3}, "got 4 channels and heads=3"),
+        ("unet", {"attention": (-4,)}, "attention must be a whole number"),
+        ("dit", {"patch": 0}, "patch must be a whole number"),
+        ("dit", {"depth": 0}, "depth must be a whole number"),
+        ("dit", {"heads": 0}, "heads must be a whole number"),
+        ("dit", {"ratio": 0}, "ratio must be a whole number"),
+        ("dit", {"unroll": 0}, "unroll must be a whole number"),
+        ("unet", {"shape": (2,)}, r"unet takes images \(H, W, C\): use mlp; got shape \(2,\)"),
+        ("dit", {"shape": (4, 4)}, r"dit takes images \(H, W, C\): use mlp; got shape \(4, 4\)"),
+    ],
+    ids=str,
+)
+def test_sizes_that_cannot_be(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, **options)
