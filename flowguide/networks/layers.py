@@ -29,7 +29,7 @@ def computing_dtype(name: str) -> jnp.dtype:
 
 
 def check_sizes(least: int = 1, **sizes: Any) -> None:
-    """Raises ``ValueError`` for a size that is no whole number of at least ``least``; a sequence has several, or none."""
+    """Raises ``ValueError`` for a size, or one of a sequence, that is no whole number of at least ``least``."""
     for name, size in sizes.items():
         for n in size if isinstance(size, list | tuple) else (size,):
             if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < least:

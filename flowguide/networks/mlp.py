@@ -42,7 +42,7 @@ class MLP(nnx.Module):
           rngs: for the initialisation.
 
         Raises:
-          ValueError: for sizes that are not positive, or if pixels are to be refined and ``shape`` is not that of an image.
+          ValueError: for sizes that are not positive, or if pixels are to be refined and ``shape`` is no image's.
         """
         check_sizes(width=width, depth=depth)
         check_sizes(0, refine=refine)
