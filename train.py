@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +97,9 @@ def train(
     stream = batches(data, share, config.seed, process_index=rank, process_count=ranks)
     position_of = fingerprint(data, config.batch_size, config.seed)
     processes.check_same("data set", position_of)
-    _open(workdir, config, data.info, force)
+    about = info_to_json(data.info)
+    files = {"config.json": build.config_text(config), "info.json": json.dumps(about, indent=1) + "\n"}
+    _open(workdir, config, files, force)
 
     # A state: a fresh one, or the last that was saved.
     init_key, draw_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -107,7 +109,7 @@ def train(
         state = init_state(network, optimizer, init_key, layout.shardings)
     else:
         like = jax.eval_shape(partial(init_state, network, optimizer), init_key)
-        state, saved_at = checkpoint.restore(saves, abstract(like, layout), stream)
+        state, saved_at = checkpoint.restore(saves, abstract(like, layout), stream, about)
         check_fingerprint(saved_at, position_of)
     first = int(state.step)
     if profile and not first < profile[0] <= profile[1] <= config.steps:
@@ -167,7 +169,7 @@ def train(
             if not replicas_agree(state):
                 checkpoint.finish(saves)
                 raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
-            checkpoint.save(saves, state, stream, position_of, scores or None, wait=wait)
+            checkpoint.save(saves, state, stream, position_of, scores or None, info=about, wait=wait)
 
         def show(preview: Callable[[PyTree, int], np.ndarray | None], number: int) -> None:
             try:
@@ -212,7 +214,7 @@ def train(
                     break
         except (checkpoint.SaveError, OSError) as error:  # a full disk, a folder that is gone
             try:
-                place = checkpoint.rescue(state, stream, position_of, workdir)
+                place = checkpoint.rescue(state, stream, position_of, files)
                 cure = f"saved to {place}: make room, and move its checkpoints here"
             except checkpoint.SaveError as second:
                 cure = f"lost, as it could not be saved elsewhere either ({second}): make room"
@@ -228,8 +230,11 @@ def train(
     return state
 
 
-def _open(workdir: Path, config: build.Config, info: DataInfo, force: bool) -> None:
-    """The folder of the run: one process makes it, or sees that the run in it is this one, and all must find it."""
+def _open(workdir: Path, config: build.Config, files: Mapping[str, str], force: bool) -> None:
+    """The folder of the run: one process makes it, or sees that the run in it is this one, and all must find it.
+
+    ``files`` are its texts by name.
+    """
     mark = workdir / f".start-{processes.of_leader(time.time_ns() % 2**31)}"
     if processes.leads():
         prepare_workdir(workdir)
@@ -243,8 +248,8 @@ def _open(workdir: Path, config: build.Config, info: DataInfo, force: bool) -> N
     if not found:
         raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
     if processes.leads():
-        build.write_config(config, workdir)
-        build.replace_text(workdir / "info.json", json.dumps(info_to_json(info), indent=1) + "\n")
+        for name, text in files.items():
+            build.replace_text(workdir / name, text)
 
 
 def _teacher(config: build.Config, info: DataInfo) -> sampling.Run | None:

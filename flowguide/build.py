@@ -260,9 +260,9 @@ def check_sizes(config: Config, devices: int) -> None:
         )
 
 
-def write_config(config: Config, workdir: Path) -> None:
-    """Keeps the config beside the run."""
-    replace_text(workdir / "config.json", json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+def config_text(config: Config) -> str:
+    """What ``read_config`` reads from ``config.json``, which is kept beside the run."""
+    return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,12 @@ def save(
     meta: dict[str, Any],
     metrics: dict[str, float] | None = None,
     *,
+    info: dict[str, Any] | None = None,
     wait: bool = False,
 ) -> None:
     """Starts saving ``state``, the position in the data and ``meta`` (JSON) under the state's step.
+
+    Hashes of all of it are saved too, with the step itself and the hash of ``info``.
 
     Args:
       to: an open manager.
@@ -98,6 +101,7 @@ def save(
       data: the iterator whose position is kept.
       meta: what is to come back from ``restore``.
       metrics: of validation, by which the best is kept.
+      info: the JSON of ``info.json`` beside the checkpoints, without which they cannot be understood.
       wait: until it is written.
 
     Raises:
@@ -109,7 +113,8 @@ def save(
         parts = {"params": state.params, "ema": state.ema, "train": {"step": state.step, "opt_state": state.opt_state}}
         hashes = {name: leaf_hashes(part) for name, part in parts.items()}
         position = data.get_state()  # the same in all processes, and for any number of them
-        hashes |= {"data": json_hash(position), "meta": json_hash(meta)}
+        hashes |= {"data": json_hash(position), "meta": json_hash(meta), "step": int(state.step)}
+        hashes |= {} if info is None else {"info": json_hash(info)}
         items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in parts.items()}  # pyright: ignore[reportCallIssue]
         items["data"] = ocp.args.JsonSave(position)  # pyright: ignore[reportCallIssue]
         items["meta"] = ocp.args.JsonSave(meta)  # pyright: ignore[reportCallIssue]
@@ -149,14 +154,14 @@ def _copy_on_cpu(a: Any) -> Any:
     return a.copy() if on_cpu else a
 
 
-def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any], workdir: Path) -> Path:
+def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any], files: Mapping[str, str]) -> Path:
     """Saves a state that its run's folder has no room for to a temporary one, which is a run as well.
 
     Args:
       state: of training.
       data: the iterator whose position is kept.
       meta: as for ``save``.
-      workdir: of the run; its settings are copied.
+      files: what lies beside the checkpoints, text by name, ``info.json`` among them. The run's folder may be gone.
 
     Raises:
       SaveError: if there is no room there either, or this process has only a part of the state.
@@ -165,56 +170,47 @@ def rescue(state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any],
         raise SaveError("the state is spread over several processes")
     try:
         place = Path(tempfile.mkdtemp(prefix="flowguide-rescued-"))
-        for name in ("config.json", "info.json"):
-            shutil.copy(workdir / name, place)
+        for name, text in files.items():
+            (place / name).write_text(text)
         with manager(place, alone=True) as to:
-            save(to, state, data, meta, wait=True)
+            save(to, state, data, meta, info=json.loads(files["info.json"]), wait=True)
     except OSError as error:
         raise SaveError(str(error)) from error
     return place
 
 
 def restore(
-    to: ocp.CheckpointManager, like: TrainState, data: grain.DatasetIterator
+    to: ocp.CheckpointManager, like: TrainState, data: grain.DatasetIterator, info: dict[str, Any] | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """The newest checkpoint that is whole: the state and the ``meta`` saved with it; ``data`` is moved to its position.
 
-    Whole means that it can be read and that all of it has the hashes that were stored with it. Newer ones that are not
-    are warned of and moved to the folder ``broken`` beside ``checkpoints``.
+    Whole means that it can be read, and that its step and all of it are what was hashed. Newer ones that are not are
+    warned of and moved to the folder ``broken`` beside ``checkpoints``.
 
     Args:
       to: an open manager that has a checkpoint.
       like: a state of the same network and optimiser, concrete or abstract: structure, shapes, types and where each
         leaf is to lie, however it lay when it was saved.
       data: an iterator of the same pipeline; it is moved to the saved position.
+      info: as for ``save``, of the data now; None not to compare it.
 
     Raises:
       UserError: if there is no checkpoint, or none can be read, or they are of another network.
     """
     train = {"step": like.step, "opt_state": like.opt_state}
-
-    def read(found: ocp.CheckpointManager, step: int) -> Any:
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_abstract(like.params)),  # pyright: ignore[reportCallIssue]
-            ema=ocp.args.StandardRestore(_abstract(like.ema)),  # pyright: ignore[reportCallIssue]
-            train=ocp.args.StandardRestore(_abstract(train)),  # pyright: ignore[reportCallIssue]
-            data=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
-            meta=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
-            hashes=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
-        )
-        return found.restore(step, args=items)
+    arrays = {"params": like.params, "ema": like.ema, "train": train}
 
     def check(step: int, parts: Any) -> None:
-        got = {name: leaf_hashes(parts[name]) for name in ("params", "ema", "train")}
+        got = {name: leaf_hashes(parts[name]) for name in arrays}
         _compare(parts["hashes"], got | {name: json_hash(parts[name]) for name in ("data", "meta")})
         if int(parts["train"]["step"]) != step:
             raise _Damaged(f"it is of step {int(parts['train']['step'])}")
 
-    with _reader(Path(to.directory)) as found:
-        _, parts, broken = _newest_whole(found, read, check)
+    checkpoints = Path(to.directory)
+    _, parts, broken = _newest_whole(checkpoints, partial(_read, checkpoints, info, arrays, ("data", "meta")), check)
     if broken and processes.leads():
         for step in broken:
-            _move_away(Path(to.directory) / str(step), Path(to.directory).parent / "broken" / str(step))
+            _move_away(checkpoints / str(step), checkpoints.parent / "broken" / str(step))
     if broken:
         processes.wait("broken checkpoints")
         to.reload()
@@ -224,43 +220,63 @@ def restore(
     return state, parts["meta"]
 
 
-def restore_ema(workdir: Path, like: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+def restore_ema(
+    workdir: Path, like: PyTree, step: int | None = None, info: dict[str, Any] | None = None
+) -> tuple[PyTree, int]:
     """The averaged parameters alone, of the given step or the newest that is whole, and that step.
+
+    A checkpoint that a trainer deletes meanwhile, as it has a newer one, is looked up again.
 
     Args:
       workdir: of the run.
       like: a tree of arrays or ``jax.ShapeDtypeStruct``: structure, shapes and types.
       step: which checkpoint; None for the newest.
+      info: the JSON of ``info.json``; None not to compare it with what was saved.
 
     Raises:
       UserError: if there is no such checkpoint, or it cannot be read, or it is of another network.
     """
-    if not folder(workdir).is_dir():
+    checkpoints = folder(workdir)
+    if not checkpoints.is_dir():
         raise UserError(f"no checkpoints in {workdir}: expected a --workdir that train.py has written to")
-
-    def read(found: ocp.CheckpointManager, step: int) -> Any:
-        items = ocp.args.Composite(
-            ema=ocp.args.StandardRestore(_abstract(like)),  # pyright: ignore[reportCallIssue]
-            hashes=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
-        )
-        return found.restore(step, args=items)
 
     def check(step: int, parts: Any) -> None:
         _compare(parts["hashes"], {"ema": leaf_hashes(parts["ema"])})
 
-    with _reader(folder(workdir)) as found:
-        if step is not None and step not in found.all_steps():
-            raise UserError(f"no checkpoint of step {step} in {workdir}: there are {sorted(found.all_steps())}")
-        used, parts, _ = _newest_whole(found, read, check, None if step is None else [step])
+    used, parts, _ = _newest_whole(checkpoints, partial(_read, checkpoints, info, {"ema": like}, ()), check, step)
     return parts["ema"], used
 
 
-def _reader(directory: Path) -> ocp.CheckpointManager:
-    """Reads, and waits for no other process: one that cannot read must not be waited for by those who can."""
-    options = ocp.CheckpointManagerOptions(
-        read_only=True, create=False, save_interval_steps=0, multiprocessing_options=_alone()
-    )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+def _steps(checkpoints: Path) -> list[int]:
+    """The finished checkpoints that there are now. Unlike a manager this opens none of them, and so fails for none."""
+    found = ocp.path.step.standard_name_format().find_all(checkpoints.absolute())
+    return sorted(metadata.step for metadata in found)
+
+
+def _read(
+    checkpoints: Path, info: dict[str, Any] | None, arrays: Mapping[str, PyTree], jsons: tuple[str, ...], step: int
+) -> dict[str, Any]:
+    """The named parts of a checkpoint and its ``hashes``; ``arrays`` are structures, as ``_abstract`` takes them.
+
+    It waits for no other process: one that cannot read must not be waited for by those who can.
+
+    Raises:
+      _Damaged: if it is of another step or other data, whose arrays may have other shapes.
+    """
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=_alone()))
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+
+        def restored(**items: Any) -> dict[str, Any]:
+            return dict(reader.restore((checkpoints / str(step)).absolute(), args=ocp.args.Composite(**items)).items())
+
+        as_json = ocp.args.JsonRestore()
+        stored = restored(hashes=as_json)
+        if stored["hashes"].get("step", step) != step:
+            raise _Damaged(f"it was saved as that of step {stored['hashes']['step']}")
+        if info is not None and stored["hashes"].get("info", json_hash(info)) != json_hash(info):
+            raise _Damaged("it was saved with another info.json")
+        trees = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in arrays.items()}  # pyright: ignore[reportCallIssue]
+        return stored | restored(**trees, **dict.fromkeys(jsons, as_json))
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -273,35 +289,45 @@ class _Damaged(Exception):
 
 
 def _newest_whole(
-    found: ocp.CheckpointManager,
-    read: Callable[[ocp.CheckpointManager, int], Any],
-    check: Callable[[int, Any], None],
-    steps: Sequence[int] | None = None,
+    checkpoints: Path, read: Callable[[int], Any], check: Callable[[int, Any], None], only: int | None = None
 ) -> tuple[int, Any, list[int]]:
-    """The newest step that all processes can ``read`` and ``check``, what it holds, and the newer ones that are not."""
-    steps = sorted(found.all_steps(), reverse=True) if steps is None else steps
-    if not steps:
-        raise UserError(f"no finished checkpoint in {found.directory}: let train.py reach its first one")
+    """The newest step, or that ``only``, which all processes can ``read`` and ``check``; what it holds; newer ones that
+    they cannot.
+
+    The folder is looked at anew after every failure: a trainer deletes a checkpoint once it has a newer one.
+    """
     reasons: dict[int, str] = {}
-    processes.check_same("list of checkpoints", list(steps))
-    for step in steps:
-        whole, reason = _attempt(partial(read, found, step))
+
+    def untried() -> int:
+        """As the leader sees it: others may see a change of the folder a little later."""
+        steps = [step for step in _steps(checkpoints) if step not in reasons and only in (None, step)]
+        return int(processes.of_leader(max(steps, default=-1)))
+
+    while (step := untried()) >= 0:
+        whole, reason = _attempt(partial(read, step))
         if not reason:  # the hashes are computed by all processes together, so all of them must have come to here
             _, reason = _attempt(partial(check, step, whole))
         if reason:
             reasons[step] = reason
             continue
-        for bad, reason in reasons.items():
+        broken = [bad for bad in reasons if bad > step and processes.of_leader((checkpoints / str(bad)).exists())]
+        for bad in broken:
             print(
-                f"warning: the checkpoint {found.directory / str(bad)} is damaged ({reason}); that of step {step} is "
+                f"warning: the checkpoint {checkpoints / str(bad)} is damaged ({reasons[bad]}); that of step {step} is "
                 "used in its place",
                 file=sys.stderr,
             )
-        return step, whole, list(reasons)
-    newest = steps[0]
-    others = f"; neither can {', '.join(str(s) for s in steps[1:])}" if steps[1:] else ""
+        return step, whole, broken
+
+    there = _steps(checkpoints)
+    unread = [step for step in sorted(reasons, reverse=True) if step in there]
+    if not unread and only is not None:
+        raise UserError(f"no checkpoint of step {only} in {checkpoints.parent}: there are {there}")
+    if not unread:
+        raise UserError(f"no finished checkpoint in {checkpoints}: let train.py reach its first one")
+    others = f"; neither can {', '.join(map(str, unread[1:]))}" if unread[1:] else ""
     raise UserError(
-        f"the checkpoint {found.directory / str(newest)} cannot be read as this run's ({reasons[newest]}){others}: "
+        f"the checkpoint {checkpoints / str(unread[0])} cannot be read as this run's ({reasons[unread[0]]}){others}: "
         "restore the folder from a copy, or train in another --workdir"
     )
 
@@ -312,7 +338,8 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
     try:
         result = action()
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        kind = "" if isinstance(error, _Damaged) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())[:200]
     return result, reason if processes.all_of(not reason) else reason or "another process cannot read it"
 
 

@@ -161,6 +161,99 @@ def test_folders_that_are_no_checkpoint(run, tmp_path, what, capsys):
         assert newest.is_dir()
 
 
+def test_scores_that_are_emptied_do_not_matter_to_the_sampler(run, tmp_path, capsys):
+    workdir, states, read = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    for content in ("", "[]", "{"):
+        (copy / "checkpoints" / "12" / "metrics" / "metrics").write_text(content)
+        loaded = sampling.load(copy)
+        assert (loaded.step, same(loaded.params, states[12][0].ema)) == (12, True)
+    assert int(read(copy)[0].step) == 8
+    assert "checkpoints/12 is damaged: its scores cannot be read" in capsys.readouterr().err
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_believed(run, tmp_path, capsys):
+    """Renamed or exchanged, by the trainer and by the sampler."""
+    workdir, states, read = run
+    renamed, exchanged = tmp_path / "renamed", tmp_path / "exchanged"
+    for copy in (renamed, exchanged):
+        shutil.copytree(workdir, copy)
+        (copy / "checkpoints" / "12").rename(copy / "checkpoints" / "20")
+    (exchanged / "checkpoints" / "8").rename(exchanged / "checkpoints" / "12")
+    (exchanged / "checkpoints" / "20").rename(exchanged / "checkpoints" / "8")
+
+    loaded = sampling.load(renamed)
+    assert (loaded.step, same(loaded.params, states[8][0].ema)) == (8, True)
+    assert "checkpoints/20 is damaged (it was saved as that of step 12)" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"checkpoints/20 cannot be read .*saved as that of step 12"):
+        sampling.load(renamed, 20)
+    assert same(read(renamed)[0], states[8][0])
+    assert (renamed / "broken" / "20").is_dir()
+    for reader in (sampling.load, read):
+        with pytest.raises(UserError, match=r"checkpoints/12 cannot be read .*saved as that of step 8.*neither can 8"):
+            reader(exchanged)
+
+
+def test_a_run_whose_info_was_changed_is_refused(run, data_dir, tmp_path):
+    """Valid, of the same sizes, and of another meaning."""
+    workdir, states, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    info = json.loads((copy / "info.json").read_text())
+    info["fields"]["label"]["values"].reverse()
+    (copy / "info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"checkpoints/12 cannot be read .*saved with another info.json"):
+        sampling.load(copy)
+    stream = batches(build.dataset(small(data_dir), small(data_dir).data.split), 32, 0)
+    with (
+        checkpoint.manager(copy) as saves,
+        pytest.raises(UserError, match=r"checkpoints/12 cannot be read .*saved with another info.json"),
+    ):
+        checkpoint.restore(saves, states[12][0], stream, info)
+    assert sorted(p.name for p in checkpoint.folder(copy).iterdir()) == ["12", "8"]
+
+
+def test_checkpoints_from_before_step_and_info_were_hashed_are_read(run, tmp_path, capsys):
+    workdir, states, read = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    for step in ("8", "12"):
+        (file,) = (p for p in (copy / "checkpoints" / step / "hashes").iterdir() if '"params"' in p.read_text())
+        hashes = json.loads(file.read_text())
+        assert hashes.pop("step") == int(step)
+        del hashes["info"]
+        file.write_text(json.dumps(hashes))
+    assert same(sampling.load(copy).params, states[12][0].ema)
+    assert same(read(copy)[0], states[12][0])
+    assert "damaged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [None, 8])
+def test_a_checkpoint_deleted_while_it_is_read_is_looked_up_again(run, tmp_path, monkeypatch, capsys, asked):
+    """As a trainer that keeps one deletes it, having written the next."""
+    workdir, states, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / "12")
+    real = checkpoint.ocp.Checkpointer.restore
+
+    def deleting(self, directory, *args, **options):
+        if directory.name == "8" and (copy / "checkpoints" / "8").exists():
+            shutil.copytree(workdir / "checkpoints" / "12", copy / "checkpoints" / "12")
+            shutil.rmtree(copy / "checkpoints" / "8")
+        return real(self, directory, *args, **options)
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", deleting)
+    if asked is None:
+        loaded = sampling.load(copy)
+        assert (loaded.step, same(loaded.params, states[12][0].ema)) == (12, True)
+    else:
+        with pytest.raises(UserError, match=r"no checkpoint of step 8 in .*there are \[12\]"):
+            sampling.load(copy, asked)
+    assert "damaged" not in capsys.readouterr().err
+
+
 def test_a_state_that_finds_no_room_is_rescued(run, data_dir, tmp_path, monkeypatch):
     _, states, _ = run
     real, workdir = checkpoint.ocp.CheckpointManager.save, tmp_path / "full"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from flowguide.condition import Field, Fields, Label, Tokens, Vector
@@ -36,12 +37,18 @@ def info_from_json(content: dict[str, Any]) -> DataInfo:
     """The inverse of ``info_to_json``.
 
     Raises:
-      DataError: where a key is missing or a field is of no known type.
+      DataError: where a key is missing, a field is of no known type, or a value is not of its type or size.
     """
     try:
         fields = {name: _field_from_json(field) for name, field in content["fields"].items()}
-        return DataInfo(content["name"], tuple(content["shape"]), content["kind"], fields)
-    except (KeyError, TypeError, AttributeError) as error:
+        info = DataInfo(content["name"], tuple(content["shape"]), content["kind"], fields)
+        _check(isinstance(info.name, str), "name", info.name, "a text")
+        _check(info.kind in ("image", "points"), "kind", info.kind, "image or points")
+        sized = all(_whole(n, 1) for n in info.shape) and math.prod(info.shape) < 2**31
+        _check(sized, "shape", info.shape, "whole numbers of 1 or more, of a product below 2^31")
+        _check(len(info.shape) == 3 or info.kind != "image", "shape", info.shape, "height, width, channels")
+        return info
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"got {content!r:.200}, expected what info_to_json wrote ({type(error).__name__}: {error}): "
             "restore the file from the run that wrote it"
@@ -55,4 +62,18 @@ def _field_to_json(field: Field) -> dict[str, Any]:
 
 def _field_from_json(content: dict[str, Any]) -> Field:
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k != "type"}
+    for name, value in settings.items():
+        if name in ("values", "words"):
+            _check(isinstance(value, tuple) and all(isinstance(v, str) for v in value), name, value, "a list of texts")
+        else:
+            _check(_whole(value, 0 if name == "length" else 1), name, value, "a whole number, below 2^31")
     return _KINDS[content["type"]](**settings)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+
+def _check(fine: bool, what: str, got: Any, expected: str) -> None:
+    if not fine:
+        raise ValueError(f"{what} is {got!r:.60}, not {expected}")

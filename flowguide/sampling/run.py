@@ -69,15 +69,17 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     config = build.read_config(workdir)
     if config.task != "flow":
         raise UserError(f"{workdir} holds a {config.task}, which draws nothing: give a run of a velocity")
+    file = workdir / "info.json"
     try:
-        info = info_from_json(json.loads((workdir / "info.json").read_text()))
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(file.read_text())
+        info = info_from_json(content)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{workdir / 'info.json'} cannot be read ({error}): train.py writes it; run it again"
+            f"{file} cannot be read ({error}): restore it from a copy, or from the run's command"
         ) from error
     network = build.network(config, info)
     like = jax.eval_shape(network.init, jax.random.key(0))
-    params, step = checkpoint.restore_ema(workdir, like, step)
+    params, step = checkpoint.restore_ema(workdir, like, step, content)
     guided = config.target.name == "model_guidance"
     return Run(info, network, params, step, config.drop_rate > 0, config.path, build.target(config).gammas, guided)
 
