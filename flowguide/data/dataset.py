@@ -14,7 +14,8 @@ from flowguide.condition import Field, Fields, Label, Tokens, Vector
 from flowguide.data import pixels, tokens
 from flowguide.data.errors import DataError
 from flowguide.data.info import DataInfo
-from flowguide.data.preparing import find_builder, prepared_builder
+from flowguide.data.preparing import damaged, find_builder, prepared_builder
+from flowguide.kinds import fits
 
 MEMORY_LIMIT = 2**29  # bytes of decoded examples; the train split of CIFAR-10 takes 154 MB
 
@@ -82,6 +83,7 @@ def open_dataset(
     key, shape, kind = _example(name, features, image_size)
     info = DataInfo(name, shape, kind, _fields(builder, fields))
     source = _source(builder, name, split)
+    size = len(source)
     wanted: Any = tfds.features.FeaturesDict({k: features[k] for k in (key, *info.fields)})
     still_encoded = {key: tfds.decode.SkipDecoding()} if kind == "image" else None
 
@@ -90,10 +92,7 @@ def open_dataset(
             records = source.__getitems__([int(i) for i in indices])
             rows = [wanted.deserialize_example_np(record, decoders=still_encoded) for record in records]
         except Exception as error:  # array_record opens its files when it first reads; what is in them may be anything
-            raise DataError(
-                f"got damaged files in {builder.data_dir} ({type(error).__name__}: {error}): delete that folder, then "
-                f"prepare {name} again"
-            ) from error
+            raise damaged(builder, error) from error
         if kind == "image":
             places = (f"example {i} in {builder.data_dir}" for i in indices)
             x = np.stack([_pixels(row[key], shape, image_size, at) for row, at in zip(rows, places, strict=True)])
@@ -101,7 +100,6 @@ def open_dataset(
             x = np.asarray([row[key] for row in rows], np.float32)
         return Batch(x, {k: _column(f, k, [row[k] for row in rows]) for k, f in info.fields.items()})
 
-    size = len(source)
     bytes_each = int(np.prod(shape)) * (1 if kind == "image" else 4)
     in_memory = size * bytes_each <= memory_limit
     if in_memory:
@@ -130,6 +128,8 @@ def describe_dataset(
 
 def _example(name: str, features: Any, image_size: int | None) -> tuple[str, tuple[int, ...], str]:
     """The feature that holds the examples, their shape and their kind."""
+    if image_size is not None and image_size < 1:
+        raise DataError(f"got image_size={image_size}, expected a side in pixels, 1 or more")
     images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
     if "image" in images or len(images) == 1:
         key = "image" if "image" in images else images[0]
@@ -176,13 +176,13 @@ def _field(builder: Any, name: str, asked: Field | None) -> Field:
     if isinstance(feature, tfds.features.Text):
         if isinstance(asked, Tokens):
             return asked
-        stated = (builder.info.metadata or {}).get(name)
+        stated = _vocabulary(builder, name)
         if stated is None:
             raise DataError(
                 f"got the text {name!r} of {builder.name}, which states no vocabulary: "
                 f"pass fields={{{name!r}: vocabulary(texts)}}"
             )
-        return Tokens(stated["length"], tuple(stated["words"]))
+        return stated
     if isinstance(feature, tfds.features.Tensor) and np.issubdtype(dtype, np.floating) and None not in shape:
         if shape == ():
             return Vector(1)
@@ -197,6 +197,20 @@ def _pixels(file: bytes, shape: Any, image_size: int | None, where: str) -> np.n
         return pixels.decode(file, shape, resize=image_size is not None)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def _vocabulary(builder: Any, name: str) -> Tokens | None:
+    """What the metadata of a set state of a text, if they do."""
+    try:
+        stated = (builder.info.metadata or {}).get(name)
+        if stated is None:
+            return None
+        length, words = stated["length"], stated["words"]
+        if not (fits(length, int) and 0 <= length < 2**16 and fits(words, Sequence[str])):
+            raise ValueError(f"metadata.json states no vocabulary of {name!r}")
+        return Tokens(length, tuple(words))
+    except Exception as error:
+        raise damaged(builder, error) from error
 
 
 def _column(field: Field, name: str, rows: list[Any]) -> np.ndarray:
@@ -215,15 +229,23 @@ def _column(field: Field, name: str, rows: list[Any]) -> np.ndarray:
 
 def _source(builder: Any, name: str, split: str) -> Any:
     """Random access to the serialized records of a split."""
+    try:  # the names and lengths of files are in dataset_info.json, which may be damaged
+        for each in builder.info.splits.values():
+            _ = each.filenames
+    except Exception as error:
+        raise damaged(builder, error) from error
     try:
         size = builder.info.splits[split].num_examples
-    except (KeyError, ValueError) as error:
+    except Exception as error:  # ValueError for most; what the notation does not know ends in others
         splits = ", ".join(builder.info.splits)
         raise DataError(
             f"got split {split!r} of {name}, expected {splits}, or a slice such as 'train[:90%]'"
         ) from error
     if size == 0:
         raise DataError(f"got split {split!r} of {name}, which is empty: choose a larger slice")
-    return builder.as_data_source(
-        split, file_format="array_record", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    )
+    try:
+        return builder.as_data_source(
+            split, file_format="array_record", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+    except Exception as error:
+        raise damaged(builder, error) from error

@@ -102,10 +102,19 @@ def find_builder(name: str, data_dir: str | Path | None = None) -> Any:
         near = difflib.get_close_matches(name.partition("/")[0], known)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `python -m flowguide.data list`"
         raise DataError(f"got the unknown data set {name!r}, expected a name that TFDS knows: {hint}") from error
-    except Exception as error:  # TFDS raises nearly anything for a bad configuration, version or namespace
+    except Exception as error:  # TFDS raises nearly anything for a bad name, and for a damaged folder
         raise DataError(
-            f"got the data set {name!r}, expected name, name/config or name:version ({_line(error)})"
+            f"got the data set {name!r}, expected name, name/config or name:version ({_line(error)}): correct it or, "
+            "where its folder is damaged, delete that and prepare it again"
         ) from error
+
+
+def damaged(builder: Any, error: Exception) -> DataError:
+    """What to say of a prepared folder that cannot be read."""
+    return DataError(
+        f"got damaged files in {builder.data_dir} ({_line(error)}): delete that folder, then prepare "
+        f"{builder.name} again"
+    )
 
 
 def _is_ready(builder: Any) -> bool:
@@ -114,7 +123,10 @@ def _is_ready(builder: Any) -> bool:
         prepared = builder.is_prepared()
     if exists and not prepared:
         raise DataError(f"got the incomplete folder {builder.data_dir}: delete it, then prepare {builder.name} again")
-    formats = {format.value for format in builder.info.available_file_formats()} if prepared else set()
+    try:
+        formats = {format.value for format in builder.info.available_file_formats()} if prepared else set()
+    except Exception as error:
+        raise damaged(builder, error) from error
     if prepared and "array_record" not in formats:
         raise DataError(
             f"got {builder.name} in {builder.data_dir} as {' and '.join(sorted(formats))}, expected array_record: run "

@@ -4,6 +4,7 @@ import functools
 import gzip
 import http.server
 import importlib.util
+import shutil
 import struct
 import subprocess
 import sys
@@ -219,6 +220,31 @@ def test_half_written_and_damaged_folders(tmp_path):
     (folder / "dataset_info.json").unlink()
     with pytest.raises(DataError, match=r"got the incomplete folder .* delete it"):
         open_dataset("digits", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new"),
+    [
+        ("digits", "dataset_info.json", "{SPLIT}", "{SPLIU}"),
+        ("digits", "dataset_info.json", "{SPLIT}", "{SPLIT"),
+        ("digits", "dataset_info.json", '"splits"', '"splitt"'),
+        ("digits", "dataset_info.json", '"array_record"', '"array_rec'),
+        ("avatars", "metadata.json", '"length"', '"lengti"'),
+        ("avatars", "metadata.json", '"length": ', '"length": -'),
+        ("avatars", "metadata.json", '"words": [', '"words": [3, '),
+        ("avatars", "metadata.json", "}", "]"),
+    ],
+)
+def test_damaged_descriptions_are_refused_in_one_line(name, file, old, new, tmp_path, data_dir):
+    fields = ("caption",) if name == "avatars" else None
+    shutil.copytree(open_dataset(name, data_dir=data_dir) and data_dir / name, tmp_path / name)
+    (path,) = (tmp_path / name).glob(f"*/{file}")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(DataError, match="damaged") as error:
+        open_dataset(name, "train[:9]", fields, tmp_path).read(np.arange(9))
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
