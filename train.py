@@ -6,6 +6,7 @@ Running the same command again goes on from the last checkpoint, to the bit. Eve
 on the command line; flowguide/build.py says what they mean.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from flowguide.data import (
     to_model,
 )
 from flowguide.errors import UserError
+from flowguide.lock import only_trainer
 from flowguide.networks import Network, count_parameters
 from flowguide.pictures import save_figure
 from flowguide.training.logs import Log, bytes_on, device_memory
@@ -82,6 +84,31 @@ def train(
     force: bool = False,
     profile: tuple[int, int] | None = None,
 ) -> TrainState:
+    """Trains, from the last checkpoint in ``workdir`` if there is one; the state at the end.
+
+    Args:
+      config: as ``build.default`` describes it.
+      workdir: of the run; no other process may train there at the same time.
+      stop_after: a step after which to save and stop.
+      force: go on although settings have changed, where the state still fits.
+      profile: the first and the last step to be traced.
+
+    Raises:
+      UserError: if a setting cannot be, another process trains in ``workdir``, or the folder can no longer be written
+        to; the message tells where the state is then.
+    """
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, stop_after, force, profile, held)
+
+
+def _train(
+    config: build.Config,
+    workdir: Path,
+    stop_after: int | None,
+    force: bool,
+    profile: tuple[int, int] | None,
+    held: contextlib.ExitStack,
+) -> TrainState:
     # Build. Whatever can be wrong is found out here, before anything is written or computed.
     processes.check_same("config", [config.to_dict(), stop_after])
     devices, rank, ranks = jax.devices(), jax.process_index(), jax.process_count()
@@ -99,7 +126,7 @@ def train(
     processes.check_same("data set", position_of)
     about = info_to_json(data.info)
     files = {"config.json": build.config_text(config), "info.json": json.dumps(about, indent=1) + "\n"}
-    _open(workdir, config, files, force)
+    check_folder = _open(workdir, config, files, force, held)
 
     # A state: a fresh one, or the last that was saved.
     init_key, draw_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -166,6 +193,7 @@ def train(
                 log.scalars(number, values | device_memory(jax.local_devices()[0]))
 
         def keep(number: int, scores: dict[str, float], wait: bool) -> None:
+            check_folder()
             if not replicas_agree(state):
                 checkpoint.finish(saves)
                 raise RuntimeError(f"the devices disagree about the state at step {number}; nothing was saved")
@@ -215,7 +243,7 @@ def train(
         except (checkpoint.SaveError, OSError) as error:  # a full disk, a folder that is gone
             try:
                 place = checkpoint.rescue(state, stream, position_of, files)
-                cure = f"saved to {place}: make room, and move its checkpoints here"
+                cure = f"saved to {place}: make room and move its checkpoints here, or go on with --workdir={place}"
             except checkpoint.SaveError as second:
                 cure = f"lost, as it could not be saved elsewhere either ({second}): make room"
             raise UserError(
@@ -230,14 +258,22 @@ def train(
     return state
 
 
-def _open(workdir: Path, config: build.Config, files: Mapping[str, str], force: bool) -> None:
+def _open(
+    workdir: Path, config: build.Config, files: Mapping[str, str], force: bool, held: contextlib.ExitStack
+) -> Callable[[], None]:
     """The folder of the run: one process makes it, or sees that the run in it is this one, and all must find it.
 
-    ``files`` are its texts by name.
+    ``files`` are its texts by name. That process keeps the folder to itself until ``held`` is closed; what is returned
+    raises ``OSError`` if it is no longer there.
     """
+
+    def check_folder() -> None:
+        """Of the others, which hold nothing."""
+
     mark = workdir / f".start-{processes.of_leader(time.time_ns() % 2**31)}"
     if processes.leads():
         prepare_workdir(workdir)
+        check_folder = held.enter_context(only_trainer(workdir))
         if (workdir / "config.json").exists():
             build.check_same_run(build.read_config(workdir), config, force)
         mark.touch()
@@ -250,6 +286,7 @@ def _open(workdir: Path, config: build.Config, files: Mapping[str, str], force: 
     if processes.leads():
         for name, text in files.items():
             build.replace_text(workdir / name, text)
+    return check_folder
 
 
 def _teacher(config: build.Config, info: DataInfo) -> sampling.Run | None:

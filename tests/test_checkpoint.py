@@ -265,7 +265,7 @@ def test_a_state_that_finds_no_room_is_rescued(run, data_dir, tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
     monkeypatch.setattr(checkpoint.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(UserError, match=r"cannot be written to .*No space left.*step 12 was saved to .*make room"):
+    with pytest.raises(UserError, match=r"cannot be written .*No space left.*step 12 was saved to .*make room and"):
         script.train(small(data_dir, steps=12, eval_every=100), workdir)
     (rescued,) = tmp_path.glob("flowguide-rescued-*")
     assert same(sampling.load(rescued).params, states[12][0].ema)
@@ -284,6 +284,29 @@ def test_a_full_log_ends_the_run_and_loses_nothing(data_dir, tmp_path, monkeypat
         script.train(small(data_dir, log_every=3), workdir)
     (rescued,) = tmp_path.glob("flowguide-rescued-*")
     assert sampling.load(rescued).step == 4
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_deleted_while_training_loses_nothing(run, data_dir, tmp_path, monkeypatch, replaced):
+    """Nothing is written where it was, as another run may begin there."""
+    _, states, _ = run
+    workdir, config, ticks = tmp_path / "run", small(data_dir, steps=12, eval_every=100), []
+
+    def tick(self, loss):
+        ticks.append(loss)
+        if len(ticks) == 3:
+            shutil.rmtree(workdir)
+            if replaced:
+                workdir.mkdir()
+
+    monkeypatch.setattr(script.Log, "tick", tick)
+    monkeypatch.setattr(checkpoint.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UserError, match=r"deleted or replaced .*step 8 was saved to .* go on with --workdir="):
+        script.train(config, workdir)
+    assert not list(workdir.glob("*"))
+    (rescued,) = tmp_path.glob("flowguide-rescued-*")
+    assert sampling.load(rescued).step == 8
+    assert same(script.train(config, rescued), states[12][0])
 
 
 def test_the_best_is_kept_over_restarts_and_bad_scores_are_set_aside(run, tmp_path, capsys):
