@@ -112,7 +112,7 @@ def _train(
     # Build. Whatever can be wrong is found out here, before anything is written or computed.
     processes.check_same("config", [config.to_dict(), stop_after])
     devices, rank, ranks = jax.devices(), jax.process_index(), jax.process_count()
-    build.check_sizes(config, len(devices))
+    build.check_numbers(config, len(devices))
     layout = build.layout(config, devices)
     task, recipe, average = build.task(config), build.recipe(config), build.profile(config)
     optimizer, schedule = build.optimizer(config)
@@ -160,11 +160,17 @@ def _train(
             f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "
             f"{first} to {config.steps}"
         )
+        if (warmup := build.warmup(config)) < config.warmup:
+            log.say(f"a warm-up of {config.warmup} steps is as long as the run: it is shortened to {warmup}")
         if ranks > 1:
             log.say("if one process dies the others end within a minute: start all again, and the run goes on")
         index, late = np.arange(rank * share, (rank + 1) * share, dtype=np.int32), None
-        in_a_row, skipped = 0, 0
+        in_a_row, skipped, due = 0, 0, False
         tracing = profile if processes.leads() else None
+
+        def last_kept() -> str:
+            kept = saves.latest_step()
+            return "No checkpoint was kept" if kept is None else f"The last checkpoint is of step {kept}"
 
         def report(number: int, metrics: dict[str, jax.Array]) -> None:
             nonlocal in_a_row, skipped
@@ -173,7 +179,10 @@ def _train(
                 in_a_row = 0
             else:  # the step has left the state alone
                 in_a_row, skipped = in_a_row + 1, skipped + 1
-                what = f"at step {number} the loss is {values['loss']}, the norm of its gradient {values['grad_norm']}"
+                what = (
+                    f"at step {number} the loss is {values['loss']}, the norm of its gradient {values['grad_norm']}, "
+                    f"the norm of the update {values['update_norm']}"
+                )
                 if in_a_row > config.nonfinite_limit:
                     examples = numbers_of_batch(data, config.batch_size, config.seed, number - 1)
                     if processes.leads():
@@ -181,9 +190,8 @@ def _train(
                         (workdir / "nonfinite.json").write_text(told + "\n")
                     checkpoint.finish(saves)
                     raise UserError(
-                        f"{what}, and so in {in_a_row} steps in a row: lower lr or clip. The last checkpoint is of "
-                        f"step {saves.latest_step()}; the examples of the batch are {examples[:8]} and so on, all in "
-                        f"{workdir / 'nonfinite.json'}"
+                        f"{what}, and so in {in_a_row} steps in a row: lower lr or clip. {last_kept()}; the "
+                        f"examples of the batch are {examples[:8]} and so on, all in {workdir / 'nonfinite.json'}"
                     )
                 log.say(f"{what}: skipped, {in_a_row} of at most {config.nonfinite_limit} in a row")
                 values["skipped"] = skipped
@@ -221,10 +229,14 @@ def _train(
                 late = metrics
 
                 last, stop = number == config.steps, number == stop_after or interrupted(number)
-                save = last or stop or number % config.checkpoint_every == 0
-                if save:  # nothing is kept of a step that was not seen to be finite
+                due = due or last or stop or number % config.checkpoint_every == 0
+                if due:  # nothing is kept of a step that was not seen to be finite
                     report(number, late)
                     late = None
+                save = due and not in_a_row  # while steps are skipped the last good checkpoint stays
+                due = due and not save
+                if due and (last or stop):
+                    log.say(f"step {number} was skipped, and no checkpoint is kept of it. {last_kept()}")
                 scores = {}
                 if last or number % config.eval_every == 0:
                     scores = {checkpoint.BEST_BY: validate(state.ema)}
@@ -238,7 +250,8 @@ def _train(
                 if preview and (last or number % config.preview.every == 0):
                     show(preview, number)
                 if stop:
-                    log.say(f"stopped after step {number}: the same command goes on from there")
+                    place = "there" if save else "the last checkpoint"
+                    log.say(f"stopped after step {number}: the same command goes on from {place}")
                     break
         except (checkpoint.SaveError, OSError) as error:  # a full disk, a folder that is gone
             try:
@@ -249,9 +262,9 @@ def _train(
             raise UserError(
                 f"{workdir} cannot be written to ({error}); the state of step {int(state.step)} was {cure}"
             ) from error
-        if draws and first < int(state.step) == config.steps:
+        if draws and first < int(state.step) == saves.latest_step() == config.steps:
             _keep_null(config, data.info, network, state, workdir)
-        if draws:
+        if draws and saves.latest_step() is not None:
             shown = f"pictures are in {workdir / 'previews'}; " if (workdir / "previews").exists() else ""
             log.say(f"{shown}draw {'more ' if shown else ''}with: python sample.py --workdir={workdir}")
     processes.wait("all is written")
@@ -263,8 +276,9 @@ def _open(
 ) -> Callable[[], None]:
     """The folder of the run: one process makes it, or sees that the run in it is this one, and all must find it.
 
-    ``files`` are its texts by name. That process keeps the folder to itself until ``held`` is closed; what is returned
-    raises ``OSError`` if it is no longer there.
+    A run that never came to a checkpoint claims no folder: another begins there anew. ``files`` are its texts by name.
+    That process keeps the folder to itself until ``held`` is closed; what is returned raises ``OSError`` if it is no
+    longer there.
     """
 
     def check_folder() -> None:
@@ -274,7 +288,7 @@ def _open(
     if processes.leads():
         prepare_workdir(workdir)
         check_folder = held.enter_context(only_trainer(workdir))
-        if (workdir / "config.json").exists():
+        if (workdir / "config.json").exists() and checkpoint.any_in(workdir):
             build.check_same_run(build.read_config(workdir), config, force)
         mark.touch()
     processes.wait("workdir")

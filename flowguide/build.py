@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import optax
 from ml_collections import ConfigDict
@@ -70,6 +72,67 @@ CHOICES = ("coupling", "weight", "target", "times", "ema", "network", "layout")
 
 # What the layout "fsdp" takes; data_parallel has none of it.
 FSDP = {"shards": 0, "min_size": 2**14, "overrides": ()}
+
+
+class Range(NamedTuple):
+    """Which numbers a setting may be, in words and as a test of finite numbers; NaN and infinities are none of them."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+FINITE = Range("finite", lambda value: True)
+POSITIVE = Range("finite and above 0", lambda value: value > 0)
+NOT_NEGATIVE = Range("finite and at least 0", lambda value: value >= 0)
+COUNT = Range("at least 1", lambda value: value >= 1)
+COUNT_OR_NONE = Range("at least 0", lambda value: value >= 0)
+SEED = Range("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
+PROBABILITY = Range("a probability, 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_1 = Range("from 0 to less than 1", lambda value: 0 <= value < 1)
+BENT = Range("from -1 to 2/(π - 2) = 1.7519", lambda value: -1 <= value <= 2 / (math.pi - 2))
+
+# Of the numbers of a config; of each number, if there are several. A setting of a named choice comes with that name.
+# Networks, targets, layouts and the "power" profile check their own.
+RANGES = {
+    "seed": SEED,
+    "steps": COUNT,
+    "batch_size": COUNT,
+    "accumulate": COUNT,
+    "lr": POSITIVE,
+    "warmup": COUNT_OR_NONE,
+    "b2": BELOW_1,
+    "weight_decay": NOT_NEGATIVE,
+    "clip": NOT_NEGATIVE,
+    "nonfinite_limit": COUNT_OR_NONE,
+    "coupling.assigned.condition_weight": NOT_NEGATIVE,
+    "coupling.sinkhorn.condition_weight": NOT_NEGATIVE,
+    "coupling.sinkhorn.epsilon": POSITIVE,
+    "weight.min_snr.limit": POSITIVE,
+    "drop_rate": PROBABILITY,
+    "drop_field_rate": PROBABILITY,
+    "times.logit_normal.mean": FINITE,
+    "times.logit_normal.std": POSITIVE,
+    "times.shift.s": POSITIVE,
+    "times.sway.k": BENT,
+    "times.mode.s": BENT,
+    "times.karras.rho": POSITIVE,
+    "times.karras.sigma_min": POSITIVE,
+    "times.karras.sigma_max": POSITIVE,
+    "ema.constant.decay": BELOW_1,
+    "data.image_size": COUNT_OR_NONE,
+    "layout.data_parallel.shards": COUNT_OR_NONE,
+    "layout.data_parallel.min_size": COUNT_OR_NONE,
+    "layout.fsdp.min_size": COUNT_OR_NONE,
+    "log_every": COUNT,
+    "checkpoint_every": COUNT,
+    "keep": COUNT,
+    "eval_every": COUNT,
+    "eval_examples": COUNT,
+    "preview.every": COUNT_OR_NONE,
+    "preview.num": COUNT,
+    "preview.gammas": FINITE,
+    "preview.steps": COUNT,
+}
 
 
 def default() -> Config:
@@ -201,8 +264,6 @@ def path(config: Config) -> paths.Path:
 
 def recipe(config: Config) -> losses.Recipe:
     """What the loss draws."""
-    if not 0 <= config.drop_rate <= 1:
-        raise UserError(f"drop_rate is a probability, 0 to 1; got {config.drop_rate}")
     field_rate = tuple(config.drop_field_rate)
     if len(field_rate) != 2 or not 0 <= field_rate[0] <= field_rate[1] <= 1:
         raise UserError(f"drop_field_rate is a range of probabilities, such as (0.0, 1.0); got {field_rate}")
@@ -220,13 +281,16 @@ def recipe(config: Config) -> losses.Recipe:
 
 def optimizer(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning rate by step."""
-    if config.lr <= 0:
-        raise UserError(f"lr must be positive; got {config.lr}")
-    names = ("lr", "steps", "warmup", "decay", "b2", "weight_decay", "clip")
+    names = ("lr", "steps", "decay", "b2", "weight_decay", "clip")
     try:
-        return adamw(**{name: config[name] for name in names})
+        return adamw(**{name: config[name] for name in names}, warmup=warmup(config))
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def warmup(config: Config) -> int:
+    """The steps of the warm-up: those of the config or, where the run is not longer than that, a tenth of the run."""
+    return config.warmup if config.warmup < config.steps else config.steps // 10
 
 
 def profile(config: Config) -> ema.Profile:
@@ -246,18 +310,25 @@ def check_types(config: Config) -> None:
     _check_like(config.to_dict(), default().to_dict())
 
 
-def check_sizes(config: Config, devices: int) -> None:
-    """Raises ``UserError`` for counts that cannot be."""
+def check_numbers(config: Config, devices: int) -> None:
+    """Raises ``UserError`` for a number that is not in its range, and for a batch that the devices cannot share."""
     check_types(config)
-    for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "eval_every"):
-        if config[name] < 1:
-            raise UserError(f"{name} must be at least 1; got {config[name]}")
+    for name, value in _flat(config.to_dict()).items():
+        group, _, setting = name.rpartition(".")
+        full = f"{group}.{config[group]['name']}.{setting}" if group in CHOICES else name
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if full in RANGES and isinstance(number, Real) and not _in(RANGES[full], number):
+                raise UserError(f"{name} must be {RANGES[full].text}; got {value}")
     parts = devices * config.accumulate
     if config.batch_size % parts:
         raise UserError(
             f"batch_size {config.batch_size} cannot be shared by {devices} devices in {config.accumulate} parts each: "
             f"make it a multiple of {parts}"
         )
+
+
+def _in(expected: Range, number: Real) -> bool:
+    return math.isfinite(number) and expected.holds(float(number))
 
 
 def config_text(config: Config) -> str:

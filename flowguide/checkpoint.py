@@ -33,6 +33,12 @@ def folder(workdir: Path) -> Path:
     return workdir / "checkpoints"
 
 
+def any_in(workdir: Path) -> bool:
+    """Whether a run has come to a checkpoint, be it one that was found to be broken later."""
+    found = [*folder(workdir).glob("*"), *(workdir / "broken").glob("*")]
+    return any(path.name.partition("-")[0].isdigit() for path in found)  # not what Orbax calls 8.orbax-checkpoint-tmp-1
+
+
 def manager(workdir: Path, keep: int = 2, alone: bool = False) -> ocp.CheckpointManager:
     """Saves in the background; keeps the newest ``keep`` checkpoints and the one of the least validation loss.
 

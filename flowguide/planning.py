@@ -77,7 +77,7 @@ def plan(config: build.Config, info: DataInfo, devices: list[Any]) -> Plan:
     Raises:
       UserError: for a config that cannot be, or not on that many devices.
     """
-    build.check_sizes(config, len(devices))
+    build.check_numbers(config, len(devices))
     if config.target.name == "distilled":
         raise UserError(
             "a run that distils cannot be planned without its teacher: plan it with another target, and add the bytes "

@@ -1,7 +1,9 @@
 """Every experiment builds: its settings exist, its network fits its data, a step of it has a finite shape."""
 
 import importlib
+import inspect
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -13,6 +15,11 @@ from flowguide import build
 from flowguide.condition import Condition, Label, Tokens, Vector
 from flowguide.data import DataInfo
 from flowguide.errors import UserError
+from flowguide.losses import WEIGHTS
+from flowguide.networks import NETWORKS
+from flowguide.times import WARPS
+from flowguide.training.ema import PROFILES
+from flowguide.training.spread import LAYOUTS
 
 TEN = {"label": Label(tuple("0123456789"))}
 INFO = {
@@ -35,7 +42,7 @@ def test_every_config_is_in_the_table():
 @pytest.mark.parametrize("name", sorted(INFO))
 def test_config_builds(name):
     config, info = importlib.import_module(f"configs.{name}").get_config(), INFO[name]
-    build.check_sizes(config, 8)
+    build.check_numbers(config, 8)
     build.recipe(config)
     build.optimizer(config)
     build.profile(config)
@@ -111,7 +118,7 @@ def test_settings_of_a_wrong_type_are_named(changes, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
 
     def use(config):
-        build.check_sizes(config, 1)
+        build.check_numbers(config, 1)
         build.recipe(config)
         build.profile(config)
         build.layout(config, jax.devices()[:1])
@@ -133,3 +140,62 @@ def test_a_config_that_train_did_not_write_is_refused(content, tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match=r"config.json cannot be read .*restore it"):
         build.read_config(tmp_path)
+
+
+def leaves(tree, place=()):
+    for name, value in tree.items():
+        yield from leaves(value, (*place, name)) if isinstance(value, dict) else [((*place, name), value)]
+
+
+def numeric(value):
+    numbers = value if isinstance(value, tuple) else (value,)
+    return bool(numbers) and all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+
+
+REGISTRIES = {
+    "coupling": build.COUPLINGS,
+    "weight": WEIGHTS,
+    "target": build.TARGETS,
+    "times": WARPS,
+    "ema": PROFILES,
+    "network": NETWORKS,
+    "layout": LAYOUTS,
+}
+
+
+def every_number():
+    """The place of each setting with a number for its default, and the choice that has it."""
+    for place, value in leaves(build.default().to_dict()):
+        if numeric(value) and place[0] not in REGISTRIES:
+            yield place, {}, value
+    for group, registry in REGISTRIES.items():
+        for name, make in registry.items():
+            parameters = inspect.signature(make).parameters.values()
+            for p in parameters:
+                if numeric(p.default):
+                    yield (group, p.name), {"name": name}, p.default
+
+
+@pytest.mark.parametrize(("place", "choice", "usual"), list(every_number()), ids=str)
+def test_no_number_may_be_nan_or_infinite(place, choice, usual):
+    config = build.default().to_dict()
+    node = config
+    for name in place[:-1]:
+        node = node[name]
+    if choice:
+        config[place[0]] = node = dict(choice)
+    if choice.get("name") == "distilled":
+        node["workdir"] = "somewhere"
+    for bad in (math.nan, math.inf, -math.inf):
+        node[place[-1]] = (bad,) * len(usual) if isinstance(usual, tuple) else bad
+        with pytest.raises(UserError, match=f"{place[0]}|{place[-1]}") as error:
+            everything(ConfigDict(config))
+        assert "\n" not in str(error.value)
+
+
+def everything(config):
+    build.check_numbers(config, 1)
+    build.recipe(config)
+    build.profile(config)
+    build.layout(config, jax.devices()[:1])
+    build.network(config, INFO["mnist"])

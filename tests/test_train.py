@@ -1,6 +1,7 @@
 """The trainer as a user runs it: resume to the bit, refusals in one line, and a network that learns an exact law."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -171,6 +172,41 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(data_dir, tmp_path, mo
         script.train(small(data_dir, nonfinite_limit=1), tmp_path / "b")
 
 
+def test_no_checkpoint_is_kept_while_steps_are_skipped(data_dir, tmp_path, monkeypatch, capsys):
+    """One that is due waits for a step that counts; at the end there is none, and the last good one stays."""
+    real = script.make_loss
+    monkeypatch.setattr(script, "make_loss", failing_at([7, 8, 19], real))
+    config = small(data_dir, keep=9, eval_every=10)
+    script.train(config, tmp_path)
+    assert {int(p.name) for p in checkpoint.folder(tmp_path).iterdir()} == {10, 16}
+    assert (
+        "step 20 was skipped, and no checkpoint is kept of it. The last checkpoint is of step 16"
+        in capsys.readouterr().out
+    )
+    monkeypatch.setattr(script, "make_loss", real)
+    script.train(config, tmp_path)
+    assert "from step 16 to 20" in capsys.readouterr().out
+    assert sampling.load(tmp_path).step == 20
+
+
+def test_a_failed_first_attempt_does_not_claim_the_folder(whole, data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"lower lr or clip\. No checkpoint was kept; the examples"):
+        script.train(small(data_dir, lr=1e30, nonfinite_limit=0), tmp_path)
+    assert same(script.train(small(data_dir), tmp_path), whole[1])
+    with pytest.raises(UserError, match=r"lr was 0\.001, is 0\.1"):
+        script.train(small(data_dir, lr=0.1), tmp_path)
+    shutil.move(checkpoint.folder(tmp_path), tmp_path / "broken")  # they were the run's, whatever befell them
+    with pytest.raises(UserError, match=r"lr was 0\.001, is 0\.1"):
+        script.train(small(data_dir, lr=0.1), tmp_path)
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened(data_dir, tmp_path, capsys):
+    script.train(small(data_dir, steps=10, warmup=100, log_every=1), tmp_path)
+    assert "a warm-up of 100 steps is as long as the run: it is shortened to 1" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in lines if "lr" in line][:2] == pytest.approx([1e-3, 1e-3])
+
+
 def optimizer_counts(state):
     return [int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
 
@@ -284,11 +320,29 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tm
         ({"batch_size": 33}, "batch_size 33 cannot be shared by 8 devices"),
         ({"accumulate": 3}, "in 3 parts each: make it a multiple of 24"),
         ({"network": {"name": "mlp", "refine": 8}}, r"refine corrects the pixels of images .*; got shape \(2,\)"),
-        ({"drop_rate": 2.0}, "drop_rate is a probability"),
+        ({"drop_rate": 2.0}, "drop_rate must be a probability, 0 to 1; got 2.0"),
         ({"drop_field_rate": (0.5, 0.1)}, r"drop_field_rate is a range .*; got \(0.5, 0.1\)"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"warmup": 20}, "warm-up must end before the run does"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"drop_field_rate": (0.5, 2.0)}, r"drop_field_rate must be a probability, 0 to 1; got \(0.5, 2.0\)"),
+        ({"lr": 0.0}, "lr must be finite and above 0; got 0.0"),
+        ({"lr": math.nan}, "lr must be finite and above 0; got nan"),
+        ({"lr": math.inf}, "lr must be finite and above 0; got inf"),
+        ({"warmup": -1}, "warmup must be at least 0; got -1"),
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"b2": 1.0}, "b2 must be from 0 to less than 1; got 1.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be finite and at least 0; got -0.1"),
+        ({"clip": -1.0}, "clip must be finite and at least 0; got -1.0"),
+        ({"nonfinite_limit": -1}, "nonfinite_limit must be at least 0; got -1"),
+        ({"ema": {"name": "constant", "decay": math.nan}}, "ema.decay must be from 0 to less than 1; got nan"),
+        ({"ema": {"name": "constant", "decay": 2.0}}, "ema.decay must be from 0 to less than 1; got 2.0"),
+        ({"ema": {"name": "constant", "decay": -1.0}}, "ema.decay must be from 0 to less than 1; got -1.0"),
+        ({"preview": {"every": -1}}, "preview.every must be at least 0; got -1"),
+        ({"preview": {"gammas": (1.0, math.inf)}}, r"preview.gammas must be finite; got \(1.0, inf\)"),
+        ({"eval_examples": -5}, "eval_examples must be at least 1; got -5"),
+        ({"seed": -1}, r"seed must be from 0 to 2\^32 - 1; got -1"),
+        ({"seed": 2**32}, r"seed must be from 0 to 2\^32 - 1; got 4294967296"),
+        ({"data": {"image_size": -8}}, "data.image_size must be at least 0; got -8"),
+        ({"times": {"name": "logit_normal", "std": 0.0}}, "times.std must be finite and above 0; got 0.0"),
+        ({"times": {"name": "mode", "s": 2.0}}, r"times.s must be from -1 to .*; got 2.0"),
         ({"layout": {"name": "fsdp", "shards": 3}}, "shards must divide the number of devices, 8; got 3"),
         ({"layout": {"name": "pmap"}}, "unknown layout 'pmap': there are data_parallel, fsdp"),
     ],

@@ -115,8 +115,8 @@ def make_step(
 ) -> Callable[[Mean], Callable[..., tuple[TrainState, Metrics]]]:
     """The training step (state, batch, the teacher's params), once it is told how to average over devices.
 
-    Without params of the teacher, the moving average is the teacher. Where the loss or its gradient is not finite, the
-    state stays what it was.
+    Without params of the teacher, the moving average is the teacher. Where the loss, its gradient or the update is not
+    finite, the state stays what it was.
 
     Args:
       loss: mean loss of (params, step, batch, the teacher's params).
@@ -135,9 +135,10 @@ def make_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             average = ema.update(profile, state.step, state.ema, params)
-            metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+            norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+            metrics = {"loss": value, **norms}
             # A step that is not finite changes nothing but the count of steps, and with it the next draws.
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
             new, old = (params, average, opt_state), (state.params, state.ema, state.opt_state)
             kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
             return TrainState(state.step + 1, *kept), metrics
