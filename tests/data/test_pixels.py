@@ -2,14 +2,13 @@
 
 import io
 import struct
-import time
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from flowguide.data import DataError, to_image, to_model
 from flowguide.data.pixels import MOST_PIXELS, decode, encode_png
@@ -61,13 +60,12 @@ def png(width, height, rows):
 
 
 @pytest.mark.parametrize("resize", [False, True])
-def test_an_image_of_too_many_pixels_is_not_decoded(resize):
+def test_an_image_of_too_many_pixels_is_not_decoded(resize, monkeypatch):
     """40 kB of file, and gigabytes of pixels."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     for width, height in ((2**16, 2**16), (1, 2**30), (2**13 + 1, 2**13)):
-        start = time.perf_counter()
         with pytest.raises(DataError, match="pixels"):
             decode(png(width, height, 2**25 // (width + 1)), (8, 8, 1), resize)
-        assert time.perf_counter() - start < 1
     assert MOST_PIXELS == 2**26
 
 

