@@ -46,11 +46,22 @@ def run_script(main: Callable[[], None], epilogue: str = "") -> None:
     one that fails ends at once, and with it the others.
     """
     logging.set_verbosity(logging.ERROR)  # the libraries warn of what is meant to be
+    sys.unraisablehook = _show_unraisable
     try:
         _parse_flags(sys.argv, epilogue)
         main()
     except Exception as error:
         _end(error)
+
+
+def _show_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Shows an exception that cannot be raised, but for those of TensorStore's threads.
+
+    Where one part of a checkpoint cannot be read, Orbax says so and closes its event loop, which the threads that read
+    the other parts then miss, each in a traceback.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

@@ -502,6 +502,16 @@ def test_truncated_checkpoint_and_missing_files_are_named(digits, tmp_path):
         sampling.load(broken)
 
 
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_one_line(digits, tmp_path):
+    """TensorStore's threads have nothing to say beside it."""
+    broken = tmp_path / "run"
+    shutil.copytree(digits, broken)
+    for file in (broken / "checkpoints" / "3" / "ema").glob("d/*"):
+        file.write_bytes(b"")
+    refused("sample.py", [f"--workdir={broken}", "--num=1", "--steps=1"], "checkpoints/3 cannot be read")
+
+
 # Of a run that is not there: what is found before any run is read.
 EARLY = [
     ("--perturb=skip=1", "--perturb does nothing without --guidance=perturbed: add that, or leave --perturb out"),
