@@ -119,7 +119,8 @@ def _train(
     data = build.dataset(config, config.data.split)
     test = build.dataset(config, config.data.test_split, data.info.fields)
     network = build.network(config, data.info)
-    teacher = _teacher(config, data.info)
+    teacher, previewing = _teacher(config, data.info), _preview_method(config)
+    held_out = _held_out(test, config.eval_examples, layout)
     share = config.batch_size // ranks
     stream = batches(data, share, config.seed, process_index=rank, process_count=ranks)
     position_of = fingerprint(data, config.batch_size, config.seed)
@@ -148,9 +149,9 @@ def _train(
     step = parallel(layout, make_step(loss, optimizer, average, config.accumulate))
     undropped = recipe._replace(drop_rate=0.0, drop_field_rate=0.0)
     test_loss = make_loss(network, undropped, to_model, test_key, task=task, teacher=teach)
-    validate = _validation(test_loss, lesson, test.read, min(config.eval_examples, test.size), layout)
+    validate = _validation(test_loss, lesson, held_out, layout)
     draws = config.task == "flow"
-    preview = _preview(config, network, test, workdir) if draws and config.preview.every else None
+    preview = _preview(config, network, test, previewing, workdir) if draws and config.preview.every else None
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
     log_to = Log(workdir, first, config.steps, config.batch_size, silent=not processes.leads())
@@ -210,8 +211,10 @@ def _train(
         def show(preview: Callable[[PyTree, int], np.ndarray | None], number: int) -> None:
             try:
                 log.picture(number, "samples", preview(state.ema, number))
-            except UserError as error:  # samples that are not finite are no reason to end a run
-                log.say(f"no preview at step {number}: {error}")
+            except Exception as error:  # whatever it is, a picture is no reason to end a run
+                if processes.several() and not isinstance(error, UserError):
+                    raise  # the others may be waiting for this one
+                log.say(f"no preview at step {number}: {' '.join(str(error).split())[:300] or type(error).__name__}")
 
         try:
             for number in range(first + 1, config.steps + 1):
@@ -324,22 +327,43 @@ def _teacher(config: build.Config, info: DataInfo) -> sampling.Run | None:
     return run
 
 
-def _validation(
-    loss: Callable, teacher: PyTree, read: Callable, count: int, layout: Layout
-) -> Callable[[PyTree], float]:
-    """The loss of parameters on the first ``count`` examples of the test split, always with the same draws."""
+def _held_out(test: Dataset, count: int, layout: Layout) -> Batch:
+    """The share of this process of the first ``count`` examples of the test split.
+
+    Raises:
+      UserError: if there are fewer than devices.
+    """
+    count = min(count, test.size)
     share = count // layout.mesh.size * layout.mesh.size // jax.process_count()
     if not share:
         raise UserError(f"{count} examples to validate with are fewer than the devices, {layout.mesh.size}: take more")
     numbers = np.arange(share, dtype=np.int32) + share * jax.process_index()
-    batch = read(numbers)
-    batch = Batch(batch.x, batch.value, numbers)
+    batch = test.read(numbers)
+    return Batch(batch.x, batch.value, numbers)
+
+
+def _validation(loss: Callable, teacher: PyTree, batch: Batch, layout: Layout) -> Callable[[PyTree], float]:
+    """The loss of parameters on a batch, always with the same draws."""
     mean_loss = parallel(layout, lambda mean: lambda params, *rest: mean(loss(params, 0, *rest)), donate=False)
     return lambda params: float(mean_loss(params, batch, teacher))
 
 
+def _preview_method(config: build.Config) -> sampling.Method:
+    """How previews are integrated.
+
+    Raises:
+      UserError: for settings that cannot be.
+    """
+    if not config.preview.gammas:
+        raise UserError("preview.gammas are the scales at which previews are drawn; got none: (1.0,), say")
+    try:
+        return sampling.settled(sampling.Method(solver=config.preview.solver, steps=config.preview.steps))
+    except UserError as error:
+        raise UserError(f"preview: {error}") from error
+
+
 def _preview(
-    config: build.Config, network: Network, test: Dataset, workdir: Path
+    config: build.Config, network: Network, test: Dataset, method: sampling.Method, workdir: Path
 ) -> Callable[[PyTree, int], np.ndarray | None]:
     """Samples with noise and conditions that stay the same over the run, at each scale of ``preview.gammas``.
 
@@ -348,25 +372,27 @@ def _preview(
     p = config.preview
     num = min(p.num, test.size)
     c = given(test.read(np.arange(num)).value)
-    method = sampling.Method(solver=p.solver, steps=p.steps)
     target = build.target(config)
     gammas = tuple(config.preview.gammas)
     if target.gammas is not None:
         gammas = tuple(np.unique(np.clip(gammas, *target.gammas)).tolist())
-    elif not config.drop_rate or config.target.name == "model_guidance":
-        gammas = (1.0,)  # without ∅, or guided already
+    elif not config.drop_rate or config.target.name == "model_guidance" or not test.info.fields:
+        gammas = (1.0,)  # without ∅, guided already, or without anything to be guided by
 
     def draw(params: PyTree, step: int) -> np.ndarray | None:
         drawn = []
         run = sampling.Run(test.info, network, params, step, config.drop_rate > 0, config.path, target.gammas)
         for gamma in gammas:
-            s = sampling.sample(run, c, gamma=gamma, method=method, seed=config.seed, batch_size=num)
+            s = sampling.sample(run, c, num=num, gamma=gamma, method=method, seed=config.seed, batch_size=num)
             drawn.append(s.x)
         if not processes.leads():
             return None
-        (workdir / "previews").mkdir(exist_ok=True)
         labels = [f"γ = {g:g}" for g in gammas]
-        return save_figure(workdir / "previews" / f"{step:08d}.png", np.stack(drawn)[None], [""], labels)
+        try:
+            (workdir / "previews").mkdir(exist_ok=True)
+            return save_figure(workdir / "previews" / f"{step:08d}.png", np.stack(drawn)[None], [""], labels)
+        except Exception as error:  # of this process alone: the others have drawn as well
+            raise UserError(f"{type(error).__name__}: {error}") from error
 
     return draw
 

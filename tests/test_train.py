@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import train as script
 from flowguide import analytic, build, checkpoint, paths, sampling, times
-from flowguide.condition import Condition, given
-from flowguide.data import batches
+from flowguide.condition import Condition, Label, given
+from flowguide.data import Batch, DataInfo, Dataset, batches
 from flowguide.data.builders import mixture2d
 from flowguide.errors import UserError
 from flowguide.targets import GAMMA, with_gamma
@@ -116,6 +117,55 @@ def test_a_preview_that_fails_does_not_end_the_run(data_dir, tmp_path, monkeypat
     config.preview.every = 2
     assert int(script.train(config, tmp_path).step) == 3
     assert "no preview at step 2: the samples are not finite" in capsys.readouterr().out
+
+
+def test_a_picture_that_fails_does_not_end_the_run(data_dir, tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise MemoryError("no room for\nthe figure")
+
+    monkeypatch.setattr(script, "save_figure", fail)
+    config = small(data_dir, steps=2)
+    config.preview.update({"every": 2, "num": 8, "solver": "euler", "steps": 2})
+    assert int(script.train(config, tmp_path).step) == 2
+    assert "no preview at step 2: MemoryError: no room for the figure" in capsys.readouterr().out
+
+
+EXAMPLES = {
+    "scalars": ((), np.float32, True),
+    "scalars with an axis, unconditional": ((1,), np.float32, False),
+    "volumes": ((3, 4, 4, 1), np.float32, True),
+    "float images": ((4, 4, 1), np.float32, True),
+    "RGBA, unconditional": ((4, 4, 4), np.uint8, False),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_every_shape_are_previewed(name, tmp_path, monkeypatch, capsys):
+    shape, dtype, conditional = EXAMPLES[name]
+    x = (100 * np.random.default_rng(0).random((40, *shape))).astype(dtype)
+    fields = {"label": Label(("a", "b"))} if conditional else {}
+    info = DataInfo("made_up", shape, "image" if dtype == np.uint8 else "points", fields)
+
+    def read(index):
+        index = np.asarray(index)
+        return Batch(x[index], {"label": (index % 2).astype(np.int32)} if conditional else {})
+
+    data = Dataset(info, "train", "1", len(x), True, read)
+    monkeypatch.setattr(script.build, "dataset", lambda config, split, fields=None: data)
+    config = small("", batch_size=8, steps=2, warmup=1, network={"depth": 1, "width": 8})
+    config.preview.update({"every": 2, "num": 9, "gammas": (1.0, 2.0), "solver": "euler", "steps": 2})
+    real, drawn = script.save_figure, []
+
+    def save_figure(path, cells, *labels):
+        drawn.append(cells.shape)
+        return real(path, cells, *labels)
+
+    monkeypatch.setattr(script, "save_figure", save_figure)
+    script.train(config, tmp_path)
+    assert "no preview" not in capsys.readouterr().out
+    assert drawn == [(1, 2 if conditional else 1, 9, *shape)]  # without a condition γ has no meaning
+    with Image.open(tmp_path / "previews" / "00000002.png") as picture:
+        assert min(picture.size) > 60
 
 
 def test_keeps_the_newest_and_the_best(data_dir, tmp_path):
@@ -338,6 +388,12 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tm
         ({"preview": {"every": -1}}, "preview.every must be at least 0; got -1"),
         ({"preview": {"gammas": (1.0, math.inf)}}, r"preview.gammas must be finite; got \(1.0, inf\)"),
         ({"eval_examples": -5}, "eval_examples must be at least 1; got -5"),
+        ({"eval_examples": 7}, "7 examples to validate with are fewer than the devices, 8: take more"),
+        ({"preview": {"gammas": (1, "abc")}}, r"preview.gammas takes numbers, such as .*; got \(1, 'abc'\)"),
+        ({"preview": {"gammas": ()}}, "preview.gammas are the scales at which previews are drawn; got none"),
+        ({"preview": {"solver": "huen"}}, "preview: .*no solver 'huen', did you mean 'heun'"),
+        ({"preview": {"steps": -3}}, "preview.steps must be at least 1; got -3"),
+        ({"preview": {"num": 0}}, "preview.num must be at least 1; got 0"),
         ({"seed": -1}, r"seed must be from 0 to 2\^32 - 1; got -1"),
         ({"seed": 2**32}, r"seed must be from 0 to 2\^32 - 1; got 4294967296"),
         ({"data": {"image_size": -8}}, "data.image_size must be at least 0; got -8"),
