@@ -328,7 +328,7 @@ def check_numbers(config: Config, devices: int) -> None:
 
 
 def _in(expected: Range, number: Real) -> bool:
-    return math.isfinite(number) and expected.holds(float(number))
+    return kinds.fits(number, float) and math.isfinite(number) and expected.holds(float(number))
 
 
 def config_text(config: Config) -> str:
@@ -347,7 +347,7 @@ def read_config(workdir: Path) -> Config:
     """The config of a run, completed with the defaults of settings that it is older than.
 
     Raises:
-      UserError: if there is none, or it is not one that ``write_config`` wrote.
+      UserError: if there is none, or it is not one that ``config_text`` gives.
     """
     file = workdir / "config.json"
     try:

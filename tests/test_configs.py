@@ -89,7 +89,7 @@ WRONG = [
         "times 'logit_normal': mean takes a number, such as 0.0; got 'a'",
     ),
     ({"times": {"name": "logit_normal", "std": (1.0,)}}, "std takes a number"),
-    ({"times": {"name": "karras", "rho": 0}}, "times 'karras': "),
+    ({"times": {"name": "karras", "rho": 0}}, "times.rho must be"),
     ({"ema": {"name": "power", "std": "wide"}}, "ema 'power': std takes a number"),
     ({"weight": {"name": "min_snr", "limit": None}}, "weight 'min_snr': limit takes a number"),
     ({"coupling": {"name": 3}}, "coupling takes a name"),

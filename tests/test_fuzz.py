@@ -136,7 +136,7 @@ def settings(random, places):
         config = ConfigDict(config)
     except Exception:
         return  # it is no ConfigDict, so no config that our code could be given
-    build.check_sizes(config, 1)
+    build.check_numbers(config, 1)
     build.recipe(config)
     build.profile(config)
     build.optimizer(config)
