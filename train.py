@@ -10,10 +10,20 @@ import contextlib
 import json
 import math
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__":
+
+    def _interrupted(*_: object) -> None:
+        print("train.py: interrupted", file=sys.stderr)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, _interrupted)  # the imports below take seconds
 
 import jax
 import numpy as np
@@ -155,7 +165,7 @@ def _train(
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
     log_to = Log(workdir, first, config.steps, config.batch_size, silent=not processes.leads())
-    with checkpoint.closing(saves), log_to as log, interrupted_by_signals() as interrupted, failing_at_once():
+    with interrupted_by_signals() as interrupted, checkpoint.closing(saves), log_to as log, failing_at_once():
         log.say(
             f"{data.info.name}: {data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
             f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "

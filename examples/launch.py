@@ -3,7 +3,8 @@
 python examples/launch.py --processes=2 --devices=4 train.py --config=configs/avatars.py --workdir=runs/pod
 
 Each process gets as many virtual CPU devices as --devices says. On a machine with accelerators one process drives them
-all, and this is not needed. Ctrl-C saves and ends all of them; if one fails the others end too.
+all, and this is not needed. Ctrl-C saves and ends all of them. If one fails the others are told to end too, and those
+that have not after a minute are killed.
 """
 
 import argparse
@@ -12,6 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+
+PATIENCE = 60  # seconds in which the others end after one has failed; they wait 20 s for a sign of life of each other
 
 
 def main() -> int:
@@ -36,11 +40,26 @@ def main() -> int:
     ]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all of them, and they know what to do
     signal.signal(signal.SIGTERM, lambda *_: running[0].terminate())  # who tells the others
-    codes = [process.wait() for process in running]
+    codes = wait_for(running)
     for i, code in enumerate(codes):
         if code:
             print(f"process {i} ended with code {code}", file=sys.stderr)
     return next((abs(code) for code in codes if code), 0)
+
+
+def wait_for(running: list[subprocess.Popen]) -> list[int]:
+    """The codes with which all have ended. When one fails the others are told to end, and later made to."""
+    failed = None
+    while None in (codes := [process.poll() for process in running]):
+        if failed is None and any(codes):
+            failed = time.monotonic()
+            for process in running:
+                process.terminate()
+        if failed is not None and time.monotonic() - failed > PATIENCE:
+            for process in running:
+                process.kill()
+        time.sleep(0.1)
+    return codes
 
 
 if __name__ == "__main__":

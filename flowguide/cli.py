@@ -43,8 +43,9 @@ def run_script(main: Callable[[], None], epilogue: str = "") -> None:
     """Parses the flags and runs ``main``; a ``UserError``, a bad flag or a file that fails is one line and exit code 2.
 
     ``--help`` prints the docstring of the script, its flags and ``epilogue``. Where several processes run the script,
-    one that fails ends at once, and with it the others.
+    one that fails ends at once, and with it the others. Ctrl-C becomes one line and exit code 130.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the script may have had one of its own for its imports
     logging.set_verbosity(logging.ERROR)  # the libraries warn of what is meant to be
     sys.unraisablehook = _show_unraisable
     try:
@@ -52,6 +53,10 @@ def run_script(main: Callable[[], None], epilogue: str = "") -> None:
         main()
     except Exception as error:
         _end(error)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience shall not make a traceback of it
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        _exit(130)
 
 
 def _show_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
@@ -98,13 +103,18 @@ def _end(error: Exception) -> None:
         )
     else:
         raise error
-    if not several:
-        sys.exit(2)
+    _exit(2 if ours else 1)
+
+
+def _exit(code: int) -> None:
+    """Ends the process; one of several at once, as what it would close, others would have to close too."""
+    if not _several():
+        sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     if processes.leads():
         time.sleep(2)  # the others end as soon as this one does, and may have something to say
-    os._exit(2 if ours else 1)
+    os._exit(code)
 
 
 def _parse_flags(argv: list[str], epilogue: str) -> None:
@@ -146,14 +156,17 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
 def interrupted_by_signals() -> Iterator[Callable[[int], bool]]:
     """Gives a function of the step that says whether to stop after it: Ctrl-C or a termination signal has come.
 
-    A second one ends at once, where there is one process. Of several it is enough that one gets the signal, and all
-    are told to stop after the same step; each must ask at every step.
+    More of them change nothing: schedulers and impatient people send several, and the state is still to be saved.
+    Ctrl-\\ (SIGQUIT) ends at once. Of several processes it is enough that one gets the signal, and all are told to stop
+    after the same step; each must ask at every step.
     """
     came = []
 
     def note(number: int, frame: object) -> None:
+        if not came:
+            with contextlib.suppress(OSError):  # not by print, which the signal may have interrupted
+                os.write(2, b"\nstopping: this step is finished and saved; Ctrl-\\ ends at once, without that\n")
         came.append(number)
-        signal.signal(number, before[signal.Signals(number)])
 
     def pass_on(number: int, frame: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # which JAX listens to, and tells the others of

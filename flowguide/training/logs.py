@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -37,7 +38,8 @@ class Log:
 
     ``metrics.jsonl`` has one object a line; ``tensorboard/`` the same for TensorBoard. A context manager. One that is
     ``silent``, of a process that does not lead, takes everything and writes nothing. What cannot be written to
-    ``metrics.jsonl`` raises ``OSError``; what cannot be written to TensorBoard is warned of.
+    ``metrics.jsonl`` raises ``OSError``; what cannot be written to TensorBoard is warned of; a terminal that is gone
+    is not missed.
     """
 
     def __init__(self, workdir: Path, first: int, steps: int, batch_size: int, silent: bool = False) -> None:
@@ -66,7 +68,7 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        self._to_terminal(self._bar.close)
         self._to_board(lambda board: board.close())
         try:
             self._lines.close()
@@ -77,7 +79,7 @@ class Log:
         """One step done, with its loss."""
         rate = self._bar.format_dict.get("rate") or 0.0
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate * self._batch_size:,.0f} examples/s", refresh=False)
-        self._bar.update()
+        self._to_terminal(self._bar.update)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes ``values`` at ``step``."""
@@ -99,7 +101,13 @@ class Log:
     def say(self, text: str) -> None:
         """A line above the progress bar."""
         if not self._silent:
-            self._bar.write(text)
+            self._to_terminal(lambda: self._bar.write(text))
+
+    @staticmethod
+    def _to_terminal(act: Callable[[], object]) -> None:
+        """Writes to the terminal, if it is there: Ctrl-C also ends what a run is piped into."""
+        with contextlib.suppress(OSError):
+            act()
 
     def _to_board(self, act: Callable[[SummaryWriter], None]) -> None:
         """Writes to TensorBoard while that works. Its thread ends where the disk is full, and whoever hands it more
