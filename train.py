@@ -301,6 +301,7 @@ def _open(
     if processes.leads():
         prepare_workdir(workdir)
         check_folder = held.enter_context(only_trainer(workdir))
+        prepare_workdir(checkpoint.folder(workdir))
         if (workdir / "config.json").exists() and checkpoint.any_in(workdir):
             build.check_same_run(build.read_config(workdir), config, force)
         mark.touch()

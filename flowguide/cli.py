@@ -89,7 +89,8 @@ def _end(error: Exception) -> None:
     ours, several, script = isinstance(error, UserError | flags.Error), _several(), Path(sys.argv[0]).name
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:  # a folder in the place of a file, a full disk, ...
-        ours, text = True, f"{error.filename} cannot be used ({error.strerror}): move it away, or choose another place"
+        file = error.filename2 or error.filename  # of a replacement that fails, the file that was to be replaced
+        ours, text = True, f"{file} cannot be used ({error.strerror}): move it away, or choose another place"
     if ours:
         line = " ".join(text.split())
         print(f"{script}: error: {line[:MOST]}{' ...' * (len(line) > MOST)}", file=sys.stderr)

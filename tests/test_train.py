@@ -435,6 +435,7 @@ def refused(script, arguments, message):
     [
         ("--config=configs/nowhere.py", "No such file or directory: 'configs/nowhere.py'"),
         ("--config.learning_rate=1", "the config has no setting 'learning_rate'"),
+        ("--config.=1", "the flags cannot be read"),
         ("--config.lr=fast", "could not convert string to float"),
         ("--workdir=/proc/nowhere", "cannot write to /proc/nowhere"),
         ("--workdir=gs://bucket/run", "got the address gs://bucket/run: mount it"),
@@ -447,6 +448,30 @@ def test_bad_commands_are_one_line(argument, message, data_dir, tmp_path):
     base = ["--config=configs/points.py", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}"]
     refused("train.py", [*base, argument], message)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder", "message"),
+    [
+        ("info.json", True, "info.json cannot be used (Is a directory): move it away"),
+        ("checkpoints", False, "checkpoints (File exists): choose another folder"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_one_line(name, is_folder, message, data_dir, tmp_path):
+    place = tmp_path / name
+    place.mkdir() if is_folder else place.write_text("")
+    data = [
+        f"--config.data.data_dir={data_dir}",
+        "--config.data.split=train[:4%]",
+        "--config.data.test_split=test[:5%]",
+    ]
+    refused("train.py", ["--config=configs/points.py", f"--workdir={tmp_path}", *data], message)
+
+
+def test_a_config_file_without_a_config_is_one_line(tmp_path):
+    (tmp_path / "config.py").write_text("def get_config():\n    return {'steps': 3}\n")
+    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+    refused("train.py", arguments, "returns a dict, expected the ConfigDict of flowguide.build.default()")
 
 
 def test_help_lists_the_flags():
