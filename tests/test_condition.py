@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowguide import condition
+from flowguide import condition, losses, paths, times
 from flowguide.condition import Condition
 from flowguide.losses import example_keys
 
@@ -36,12 +36,23 @@ def test_fields_have_coins_of_their_own_and_one_in_common():
     assert within_binomial_error((absent["a"] & absent["b"] & absent["c"]).sum(), N, 0.1 + 0.9 * 0.2**3)
 
 
-def test_a_range_of_rates_makes_every_number_of_fields_equally_likely():
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_range_of_rates_makes_every_number_of_fields_equally_likely(rate):
+    """Also among those that do not lose all at once: the coin for that is another one."""
     c = condition.given({str(i): jnp.arange(N) for i in range(4)})
-    present = condition.drop(keys(), c, rate=0.0, field_rate=(0.0, 1.0)).present
+    present = condition.drop(keys(), c, rate=rate, field_rate=(0.0, 1.0)).present
     number = np.sum([np.asarray(p) for p in present.values()], axis=0)  # ∫ C(4, k) r^(4−k) (1 − r)^k dr = 1/5
     for k in range(5):
-        assert within_binomial_error((number == k).sum(), N, 1 / 5)
+        assert within_binomial_error((number == k).sum(), N, (1 - rate) / 5 + rate * (k == 0))
+
+
+def test_by_default_a_tenth_loses_all_and_a_tenth_each_field():
+    c = condition.given({"a": jnp.arange(N), "b": jnp.arange(N)})
+    a, b = (~np.asarray(p) for p in condition.drop(keys(), c).present.values())
+    assert within_binomial_error(a.sum(), N, 0.1 + 0.9 * 0.1)
+    assert within_binomial_error((a & b).sum(), N, 0.1 + 0.9 * 0.1**2)
+    recipe = losses.Recipe(paths.linear(), times.uniform())
+    assert (recipe.drop_rate, recipe.drop_field_rate) == (0.1, 0.1)
 
 
 def test_neighbours_are_independent():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 from scipy.optimize import linear_sum_assignment
 
 from flowguide import analytic, build, couplings, losses, paths, times
@@ -151,3 +152,46 @@ def test_stratified_times_lower_the_variance_of_the_loss():
 
     plain, stratified = spread(jax.random.split(jax.random.key(9), 400))
     assert stratified < plain
+
+
+def test_keys_differ_from_step_to_step_and_from_example_to_example():
+    index = jnp.array([0, 1, 7, 2**31 - 1])
+    found = [losses.example_keys(jax.random.key(k), step, index) for k in (0, 1) for step in (0, 5)]
+    assert len(np.unique(jax.random.key_data(jnp.concatenate(found)), axis=0)) == 16
+
+
+def test_stratified_times_lie_in_their_strata():
+    """Example i of 8 has its t between the quantiles i/8 and (i + 1)/8 of a law that is not uniform."""
+    seen, index, warp = [], jnp.arange(8), times.shift(3.0)
+    x1, c = draw_data(8)
+
+    def velocity(t, x, c):
+        seen.append(t)
+        return x
+
+    recipe = losses.Recipe(paths.linear(), warp, stratified=8)
+    losses.flow_matching(velocity, recipe, losses.example_keys(jax.random.key(3), 0, index), index, x1, c)
+    edges = warp(jnp.linspace(0, 1, 9))
+    assert ((edges[:-1] <= seen[0]) & (seen[0] <= edges[1:])).all()
+
+
+def test_classification_is_the_weighted_cross_entropy_of_noisy_data():
+    """By NumPy, from the t and the x_t that the classifier is shown."""
+    path, index, labels = paths.trig(), jnp.arange(64), jnp.arange(64) % 3
+    x1, c = 100 + jnp.zeros((64, 2)), given(labels)
+    recipe = losses.Recipe(path, times.uniform(), weight=losses.x1_error())
+    keys, shown = losses.example_keys(jax.random.key(3), 0, index), []
+    matrix = jnp.array([[0.1, -0.2, 0.3], [0.2, 0.0, 1.0]])
+
+    def logits(t, x, c):
+        shown.append((t, x))
+        return x @ matrix
+
+    got = losses.classification(logits, recipe, keys, index, x1, c)
+    t, x = (np.asarray(a, np.float64) for a in shown[0])
+    alpha, sigma = np.sin(np.pi / 2 * t), np.cos(np.pi / 2 * t)
+    assert np.abs((x - 100 * alpha[:, None]) / sigma[:, None])[t < 0.9].max() < 4.5  # the noise x0
+    scores = x @ np.asarray(matrix, np.float64)
+    log_p = scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
+    weight = (sigma / (np.pi / 2)) ** 2  # Δ = π/2
+    np.testing.assert_allclose(got, -weight * log_p[index, labels], rtol=1e-4, atol=1e-4)

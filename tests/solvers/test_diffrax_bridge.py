@@ -29,3 +29,12 @@ def test_our_velocity_as_their_term():
 def test_refuses_other_solvers():
     with pytest.raises(TypeError, match="explicit Runge-Kutta solver of diffrax"):
         solvers.from_diffrax(diffrax.ImplicitEuler())
+
+
+@pytest.mark.parametrize("name", ["Euler", "Heun", "Ralston", "Bosh3", "Dopri5"])
+def test_evaluations_are_counted_at_the_times_of_their_tableau(name):
+    solver = getattr(diffrax, name)()
+    tableau = (0.0,) if name == "Euler" else (0.0, *solver.tableau.c.tolist())
+    np.testing.assert_allclose(solvers.from_diffrax(solver).nodes, tableau)
+    at = solvers.evaluation_times(solvers.from_diffrax(solver), jnp.array([0.2, 0.6]))
+    np.testing.assert_allclose(at, 0.2 + 0.4 * np.array(tableau), rtol=1e-6)

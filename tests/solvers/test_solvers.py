@@ -213,7 +213,9 @@ def test_refuses_what_is_no_grid(ts):
         solvers.solve(solvers.euler(), problem, jnp.ones(2), ts)
 
 
-@pytest.mark.parametrize("ts", [[0.0, 0.5, 0.5, 1.0], [0.0, 0.7, 0.3], [0.0, float("nan")]], ids=str)
+@pytest.mark.parametrize(
+    "ts", [[0.0, 0.5, 0.5, 1.0], [1.0, 0.5, 0.5, 0.0], [0.0, 0.7, 0.3], [0.0, float("nan")]], ids=str
+)
 @pytest.mark.parametrize("how", HOW)
 def test_refuses_nodes_out_of_order(ts, how):
     with pytest.raises(ValueError, match="strictly increasing or strictly decreasing"):
@@ -325,3 +327,21 @@ def test_fitted_grid_refuses_what_is_not_finite():
 def test_what_is_no_solver_is_refused_with_its_cure(solver, message):
     with pytest.raises(TypeError, match=message):
         solvers.solve(solver, lambda t, x: -x, jnp.ones(2), jnp.array([0.0, 1.0]))
+
+
+@pytest.mark.parametrize(("name", "stages"), [("bosh3", 3), ("dopri5", 6), ("tsit5", 6)])
+def test_a_fixed_step_leaves_out_the_stage_that_only_measures_errors(name, stages):
+    calls = []
+    with jax.disable_jit():
+        solvers.solve(make(name), lambda t, x: calls.append(t) or -x, jnp.ones(2), jnp.array([0.0, 1.0]))
+    assert len(calls) == len(make(name).nodes) == stages
+
+
+def test_a_fitted_grid_is_fitted_to_an_exact_flow():
+    """The default is as good as a reference of many more steps: with two steps a coarse one would mislead."""
+    u, pilot = lambda t, x: 12 * jnp.sin(9 * t) * x, jax.random.normal(jax.random.key(0), (8, 2))
+    exact = solvers.solve(solvers.rk4(), u, pilot, times.grid(400))
+    got, expected = (
+        solvers.fit_grid(solvers.rk4(), u, pilot, 2, exact=reference, iterations=30) for reference in (None, exact)
+    )
+    np.testing.assert_allclose(got, expected, atol=0.01)

@@ -102,3 +102,21 @@ def test_a_tree_has_one_norm():
         parts = solvers.solve_adaptive(velocity, cut(x), ts, atol=1e-3)
         np.testing.assert_allclose(parts.x["b"].reshape(SAMPLES, -1), whole.x[:, 7:], rtol=1e-10, atol=1e-9)
         assert (int(parts.accepted), int(parts.rejected)) == (int(whole.accepted), int(whole.rejected))
+
+
+def test_max_steps_counts_accepted_and_rejected_tries():
+    rate = jnp.asarray(RATE, jnp.float32)
+    run = lambda most: solvers.solve_adaptive(  # noqa: E731
+        lambda t, x: slope(jnp, t, x, rate), jnp.asarray(START, jnp.float32), jnp.array([0.0, 1.0]), max_steps=most
+    )
+    tries = int(run(1000).accepted + run(1000).rejected)
+    assert int(run(tries).status) == solvers.Status.DONE
+    assert int(run(tries - 1).status) == solvers.Status.MAX_STEPS
+
+
+@pytest.mark.parametrize(("first", "steps"), [(0.9995, 1), (0.9985, 2)])
+def test_no_sliver_is_left_for_one_more_step(first, steps):
+    """The first guess is x/100 here, with slope 1; a last step may be longer by a thousandth."""
+    found = solvers.solve_adaptive(lambda t, x: jnp.ones_like(x), jnp.full(3, 100 * first), jnp.array([0.0, 1.0]))
+    assert int(found.accepted) == steps
+    np.testing.assert_allclose(found.x, 100 * first + 1, rtol=1e-6)
