@@ -407,7 +407,7 @@ def _named(what: str, settings: Any) -> tuple[str, dict[str, Any]]:
     """The name of a choice and its settings."""
     if not (isinstance(settings, dict | ConfigDict) and isinstance(settings.get("name"), str)):
         raise UserError(f'{what} takes a name and its settings, {{"name": ...}}; got {settings!r:.100}')
-    choice = dict(settings)
+    choice: dict[str, Any] = dict(settings)
     return choice.pop("name"), choice
 
 

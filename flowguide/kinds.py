@@ -40,7 +40,7 @@ def fits(value: Any, kind: Any) -> bool:
         return value is None
     if kind in (int, float):
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        return number and not (isinstance(value, Integral) and abs(value) >= 2**63)
+        return number and not (isinstance(value, Integral) and abs(int(value)) >= 2**63)
     if kind in (bool, str):
         return isinstance(value, kind)
     if origin not in (tuple, Sequence):
