@@ -183,7 +183,7 @@ def check_nodes(ts: Array, *, increasing: bool = False, whole: bool = False) -> 
     if isinstance(ts, Tracer):
         return jnp.where(fits, ts, jnp.nan)
     if not fits:
-        raise ValueError(f"ts must be {wanted}, without NaN; got {np.array2string(nodes, threshold=8)}")
+        raise ValueError(f"ts must be {wanted}, without NaN; got {np.array2string(np.asarray(nodes), threshold=8)}")
     return jnp.asarray(ts)
 
 
