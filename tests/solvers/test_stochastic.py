@@ -119,8 +119,8 @@ def test_without_noise_they_are_the_deterministic_methods():
         with_none = solvers.solve(solvers.STOCHASTIC[name](p, keys(5), 0.0), u, x, ts)
         np.testing.assert_allclose(with_none, solvers.solve(solvers.SOLVERS[same](p), u, x, ts), rtol=2e-5, atol=1e-6)
     inner = ts[:-1]  # the last step of a stochastic solver is x̂1
-    still = solvers.solve(solvers.euler_maruyama(p, keys(5), solvers.memoryless(0.0)), u, x, inner[1:])
-    np.testing.assert_allclose(still, solvers.solve(solvers.euler(), u, x, inner[1:]), rtol=1e-5)
+    still = solvers.solve(solvers.euler_maruyama(p, keys(5), solvers.memoryless(0.0)), u, x, inner)
+    np.testing.assert_allclose(still, solvers.solve(solvers.euler(), u, x, inner), rtol=1e-5)
 
 
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
@@ -168,42 +168,43 @@ def test_eta_does_not_recompile_and_has_a_gradient(name):
     np.testing.assert_allclose(slope, difference, rtol=0.02)
 
 
-@pytest.mark.parametrize("total", [1.0, 0.8, 1.5, 3.0])
-@pytest.mark.parametrize("eta", [0.0, 0.7, 4.0])
+@pytest.mark.parametrize(("eta", "total"), [(0.0, 1.5), (0.7, 1.0), (0.7, 0.8), (4.0, 1.5), (4.0, 3.0)])
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
 def test_a_step_is_the_exact_linear_process_where_data_stand_still(path, eta, total):
     """Mean and variance of dx = [W(α̇d + σ̇e) − ηκWe/σ]dt + √(2ηκ)dW for constant d, by RK4 in NumPy."""
     with jax.enable_x64(True):
         p, d, x0, t0, t1 = paths.PATHS[path](), 1.3, -0.4, 0.3, 0.55
 
-        def slope(t, mean, variance):
-            a, s, da, ds = (float(f(t)) for f in p)
+        n = 400
+        coefficients = np.stack([np.broadcast_to(f(jnp.linspace(t0, t1, 2 * n + 1)), 2 * n + 1) for f in p], 1)
+
+        def slope(half, y):
+            """d(mean, variance)/dt after so many half steps."""
+            a, s, da, ds = coefficients[half]
             kappa = s * (da * s - a * ds) / a
             pull = total * (ds - eta * kappa / s) / s  # of x, through e = (x − αd)/σ
-            return pull * mean + (total * da - pull * a) * d, 2 * pull * variance + 2 * eta * kappa
+            return np.array([pull * y[0] + (total * da - pull * a) * d, 2 * pull * y[1] + 2 * eta * kappa])
 
-        mean, variance, n = x0, 0.0, 400
+        y, h = np.array([x0, 0.0]), (t1 - t0) / n
         for i in range(n):
-            t, h, k = t0 + (t1 - t0) * i / n, (t1 - t0) / n, []
-            for c in (0.0, 0.5, 0.5, 1.0):
-                at = [y + (c * h * k[-1][j] if k else 0.0) for j, y in enumerate((mean, variance))]
-                k.append(slope(t + c * h, *at))
-            mean, variance = (
-                y + h / 6 * (k[0][j] + 2 * k[1][j] + 2 * k[2][j] + k[3][j]) for j, y in enumerate((mean, variance))
-            )
+            k1 = slope(2 * i, y)
+            k2 = slope(2 * i + 1, y + h / 2 * k1)
+            k3 = slope(2 * i + 1, y + h / 2 * k2)
+            y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(2 * i + 2, y + h * k3))
+        mean, variance = y
 
         def velocity(t, x):  # Σ w_i·u_i whose mean predicts d
             return total * paths.conditional_velocity(p, t, (x - p.alpha(t) * d) / p.sigma(t), jnp.full_like(x, d))
 
-        solver = solvers.renoise(p, keys(20_000), eta, total if total == 1 else jnp.full(20_000, total))
-        start, ends = jnp.full((20_000, 1), x0, float), (jnp.float64(t0), jnp.float64(t1))
+        solver = solvers.renoise(p, keys(50), eta, total if total == 1 else jnp.full(50, total))
+        start, ends = jnp.full((50, 1), x0, float), (jnp.float64(t0), jnp.float64(t1))
         x, _ = jax.jit(lambda x: solver.step(velocity, jnp.int32(3), x, *ends))(start)
         two, _ = jax.jit(
-            lambda x: solvers.renoise_2m(p, keys(20_000), eta, total).step(
+            lambda x: solvers.renoise_2m(p, keys(50), eta, total).step(
                 velocity, (jnp.int32(3), jnp.full_like(x, d), jnp.float64(0.1)), x, *ends
             )
         )(start)
-        z = stochastic.noise(keys(20_000), jnp.int32(3), start)
+        z = stochastic.noise(keys(50), jnp.int32(3), start)
     expected = mean + math.sqrt(variance) * z
     np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(two, expected, rtol=1e-3, atol=1e-3)
@@ -238,6 +239,30 @@ def test_diffusions_are_their_formulas(name):
     t = np.linspace(0.1, 0.9, 9)
     got = stochastic.DIFFUSIONS[name](1.7)(paths.linear(), jnp.asarray(t, jnp.float32))
     np.testing.assert_allclose(got, DIFFUSIONS[name](t), rtol=1e-5)
+    unscaled = stochastic.DIFFUSIONS[name]()(paths.linear(), jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(unscaled, DIFFUSIONS[name](t) / 1.7, rtol=1e-5)
+
+
+def test_memoryless_noise_is_kappa_on_any_path():
+    """κ = σΔ/α; on the path trig Δ is π/2."""
+    t = np.linspace(0.1, 0.9, 9)
+    got = solvers.memoryless(0.6)(paths.trig(), jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(got, 0.6 * np.pi / 2 / np.tan(np.pi / 2 * t), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("eta", "bounded"), [(0.7, False), (40.0, True)])
+@pytest.mark.parametrize("total", [1.0, 1.5, 3.0])
+def test_a_step_of_euler_maruyama_is_its_formula(total, eta, bounded):
+    p, x, d, t, dt = paths.linear(), -0.4, 1.3, 0.4, 0.05
+    solver = solvers.euler_maruyama(p, keys(3), solvers.memoryless(eta), total)
+    e = (x - t * d) / (1 - t)
+    state = jnp.full((3, 1), x)
+    got, _ = solver.step(lambda t, x: jnp.full_like(x, total * (d - e)), jnp.int32(3), state, jnp.float32(t), t + dt)
+    free, bound = eta * (1 - t) / t, (1 - t) ** 2 / (2 * total * dt)
+    assert (free > bound) == bounded
+    z, amount = np.asarray(stochastic.noise(keys(3), jnp.int32(3), state)), min(free, bound)
+    drift = total * (d - e) - amount * total * e / (1 - t)
+    np.testing.assert_allclose(got, x + dt * drift + math.sqrt(2 * amount * dt) * z, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(stochastic.DIFFUSIONS))
