@@ -301,7 +301,6 @@ def _open(
     if processes.leads():
         prepare_workdir(workdir)
         check_folder = held.enter_context(only_trainer(workdir))
-        prepare_workdir(checkpoint.folder(workdir))
         if (workdir / "config.json").exists() and checkpoint.any_in(workdir):
             build.check_same_run(build.read_config(workdir), config, force)
         mark.touch()
@@ -312,6 +311,7 @@ def _open(
     if not found:
         raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
     if processes.leads():
+        prepare_workdir(checkpoint.folder(workdir))
         for name, text in files.items():
             build.replace_text(workdir / name, text)
     return check_folder
