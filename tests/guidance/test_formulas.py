@@ -314,3 +314,13 @@ def test_defaults_are_those_of_the_papers_and_the_same_everywhere():
         for function in (guidance.methods.METHODS[name], functions[name]):
             found = {p.name: p.default for p in inspect.signature(function).parameters.values()}
             assert {k: found[k] for k in expected if k in found} == {k: v for k, v in expected.items() if k in found}
+    rules = {
+        guidance.rescale: {"phi": 0.7},
+        guidance.threshold: {"percentile": 99.5, "largest": 1.0},
+        guidance.zero_init: {"until": 0.04},
+        guidance.schedules.within: {"outside": 1.0},
+        guidance.schedules.interval: {"outside": 1.0},
+    }
+    for function, expected in rules.items():
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in expected} == expected

@@ -170,7 +170,7 @@ def test_a_memory_pauses_outside_and_starts_at_the_edge(name):
 def test_posterior_estimates_leave_out_the_step_across_a_pause():
     """A step that starts where nothing was seen adds nothing; without the pause it would."""
     for rule, refs in (
-        (guidance.feedback(P, 0.9, gamma=guidance.constant(2.0)), (null(C),)),
+        (guidance.feedback(P, 0.9, drift=-0.03, gamma=guidance.constant(2.0)), (null(C),)),
         (guidance.dynamic_negative(guidance.constant(2.0), P, 2.0, 0.3), (null(C), D)),
     ):
         found = [bind(field, c)(jnp.float32(0.5), X) for c in (C, *refs)]
