@@ -253,32 +253,32 @@ def test_a_corrector_refuses_what_it_cannot_do():
     assert len(solvers.evaluation_times(tilted.predictor_corrector(LINEAR, KEY, 3), times.grid(5))) == 1 + 4 * 4
 
 
-@pytest.mark.parametrize(("rule", "size"), [("matched", 0.25 * 3.0), ("noise", 0.3 * 0.75**2)])
-def test_corrections_add_noise_of_variance_twice_their_size_fresh_each_time(rule, size):
-    """u = x/t has score 0 on the linear path, and its flow multiplies x by t'/t. At t = ¼ κ = 3, and dt = ¼."""
-    n, ts = 20_000, jnp.array([0.0, 0.25, 0.5])
+@pytest.mark.parametrize(("rule", "size"), [("matched", 0.2 * 3.0), ("noise", 0.2 * 0.75**2)])
+def test_corrections_are_langevin_steps_with_fresh_noise(rule, size):
+    """x' = x + εs + √(2ε)z before each step but the first; at t = ¼, after a step of 0.2, where κ = 3 and σ = ¾."""
+    n = 20_000
     keys = jax.random.split(KEY, n)
-
-    def last(corrections, ts=ts):
-        solver = tilted.predictor_corrector(
-            LINEAR, keys, corrections, rule=rule, ratio=0.3, predictor=solvers.Solver(lambda x: (), still, (0.0,))
-        )
-        return np.asarray(
-            solvers.solve(solver, lambda t, x: x / jnp.maximum(t, 1e-3), jnp.zeros((n, 1)), ts), np.float64
-        )[:, 0]
 
     def still(velocity, memory, x, t, t_next):
         velocity(t, x)
         return x, memory
 
-    one, three = last(1), last(3)
+    def last(velocity, corrections, ts=(0.05, 0.25, 0.5), start=0.0):
+        predictor = solvers.Solver(lambda x: (), still, (0.0,))
+        solver = tilted.predictor_corrector(LINEAR, keys, corrections, rule=rule, predictor=predictor)
+        x = solvers.solve(solver, velocity, jnp.full((n, 1), start), jnp.array(ts))
+        return np.asarray(x, np.float64)[:, 0]
+
+    def flat(t, x):  # of score 0
+        return x / t
+
+    one = last(flat, 1)
     np.testing.assert_allclose(one.var(), 2 * size, rtol=0.05)
-    np.testing.assert_allclose(
-        three.var(), 3 * 2 * size, rtol=0.05
-    )  # noise used twice would have variances that differ
-    # The noise of the second step is not that of the first.
-    both = last(1, jnp.array([0.0, 0.25, 0.5, 0.75]))
-    assert abs(np.corrcoef(both - one, one)[0, 1]) < 0.05
+    np.testing.assert_allclose(last(flat, 3).var(), 3 * 2 * size, rtol=0.05)  # the same noise thrice would make it 9
+    later = last(flat, 1, (0.05, 0.25, 0.5, 0.75)) - one
+    assert abs(np.corrcoef(later, one)[0, 1]) < 0.05
+    pulled = last(lambda t, x: jnp.zeros_like(x), 1, start=2.0)  # u = 0 has the score −x/σ
+    assert abs(pulled.mean() - 2 * (1 - size / 0.75)) < 5 * np.sqrt(2 * size / n)
 
 
 @pytest.mark.parametrize("guided", [False, True])

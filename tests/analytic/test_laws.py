@@ -74,3 +74,48 @@ def test_minimum_of_the_loss_in_one_dimension(name):
 def test_minimum_is_only_known_for_one_gaussian():
     with pytest.raises(ValueError, match="one component; got 3"):
         analytic.flow_matching_minimum(LAW, paths.linear(), jnp.array([0.5]))
+
+
+@pytest.mark.parametrize("value", [1.7, None])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_joint_gaussian_by_numpy(name, value):
+    """p(x|c) by the regression of x on c; x_t ~ N(αm, α²Σ + σ²I), its density, its score and E[α̇x1 + σ̇x0|x_t]."""
+    with jax.enable_x64(True):
+        p, t = paths.PATHS[name](), 0.4
+        a, s, da, ds = (float(f(jnp.float64(t))) for f in p)
+        law = analytic.joint([0.5, -1.0], [0.3], [[1.0, 0.3], [0.3, 0.6]], [[0.4], [-0.2]], [[2.0]])
+        mean, spread = np.array([0.5, -1.0]), np.array([[1.0, 0.3], [0.3, 0.6]])
+        if value is not None:
+            gain = np.array([0.2, -0.1])  # Σ_xc/Σ_cc
+            mean, spread = mean + gain * (value - 0.3), spread - 2.0 * np.outer(gain, gain)
+        c = Condition(jnp.full((5, 1), value or 9.0), jnp.full(5, value is not None))
+        np.testing.assert_allclose(analytic.moments(law, c)[0], np.broadcast_to(mean, (5, 2)))
+        np.testing.assert_allclose(analytic.moments(law, c)[1], np.broadcast_to(spread, (5, 2, 2)))
+        x, ts = np.random.default_rng(0).normal(size=(5, 2)), jnp.full(5, t)
+        whole = a * a * spread + s * s * np.eye(2)
+        centred = x - a * mean
+        score = -centred @ np.linalg.inv(whole)
+        np.testing.assert_allclose(analytic.score(law, p)(ts, x, c), score, rtol=1e-9)
+        velocity = da * mean - score @ (a * da * spread + s * ds * np.eye(2))
+        np.testing.assert_allclose(analytic.velocity(law, p)(ts, x, c), velocity, rtol=1e-9)
+        log_p = 0.5 * np.sum(centred * score, 1) - 0.5 * np.log(np.linalg.det(2 * np.pi * whole))
+        np.testing.assert_allclose(analytic.log_density(law, p, jnp.float64(t), x, c), log_p, rtol=1e-9)
+
+
+def test_an_observation_is_a_joint_gaussian():
+    """x = Ac + noise, c ~ N(0, I)."""
+    matrix = np.array([[1.0, 0.5], [0.2, -0.3]])
+    for noise, spread in ((0.7, 0.7 * np.eye(2)), (np.array([[0.4, 0.1], [0.1, 0.3]]),) * 2):
+        law = analytic.observation(matrix, noise)
+        np.testing.assert_allclose(law.covariance_x, matrix @ matrix.T + spread, rtol=1e-6)
+        np.testing.assert_allclose(law.cross, matrix, rtol=1e-6)
+
+
+def test_minimum_of_the_loss_in_two_dimensions_is_a_mean():
+    """Var(α̇x1 + σ̇x0|x_t) a dimension: α̇²v + σ̇² − (αα̇v + σσ̇)²/(α²v + σ²), over the eigenvalues v."""
+    p, t = paths.trig(), np.array([0.2, 0.7])
+    law = analytic.mixture([1.0], [[0.5, -1.0]], jnp.array([[[0.5, 0.2], [0.2, 1.0]]]))
+    a, s = np.sin(np.pi / 2 * t)[:, None], np.cos(np.pi / 2 * t)[:, None]
+    da, ds, v = np.pi / 2 * s, -np.pi / 2 * a, np.linalg.eigvalsh([[0.5, 0.2], [0.2, 1.0]])
+    expected = (da**2 * v + ds**2 - (a * da * v + s * ds) ** 2 / (a * a * v + s * s)).mean(1)
+    np.testing.assert_allclose(analytic.flow_matching_minimum(law, p, jnp.asarray(t)), expected, rtol=1e-5)
