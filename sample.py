@@ -489,9 +489,10 @@ def _perturbation(text: str | None) -> Perturbation:
             raise UserError(f"--perturb takes {', '.join(Perturbation._fields)}; got {name!r}")
 
     def blocks(name: str) -> tuple[int, ...]:
-        if not all(text.isdecimal() and len(text) < 10 for text in settings[name].split("+")):
+        texts = settings[name].split("+")
+        if not all(text.isdecimal() and len(text) < 10 for text in texts):
             raise UserError(f"--perturb={name} takes numbers of blocks, 1+2; got {settings[name]!r:.100}")
-        return tuple(int(text) for text in settings[name].split("+"))
+        return tuple(int(text) for text in texts)
 
     p = Perturbation()
     return Perturbation(

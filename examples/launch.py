@@ -3,8 +3,8 @@
 python examples/launch.py --processes=2 --devices=4 train.py --config=configs/avatars.py --workdir=runs/pod
 
 Each process gets as many virtual CPU devices as --devices says. On a machine with accelerators one process drives them
-all, and this is not needed. Ctrl-C saves and ends all of them. If one fails the others are told to end too, and those
-that have not after a minute are killed.
+all, and this is not needed. Ctrl-C saves and ends all of them. If one fails, this script
+terminates the others, and kills those that still run after a minute.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def wait_for(running: list[subprocess.Popen]) -> list[int]:
-    """The codes with which all have ended. When one fails the others are told to end, and later made to."""
+    """Returns all exit codes. Once one process fails, terminates the others, and kills them after ``PATIENCE``."""
     failed = None
     while None in (codes := [process.poll() for process in running]):
         if failed is None and any(codes):

@@ -34,7 +34,7 @@ CLIENTS = 32  # connections that are open at a time
 
 
 def load(file: Path):
-    """The jitted sampler (seed, index, gamma, value, present) -> x, and its fields, from the JSON beside it."""
+    """Loads the jitted sampler (seed, index, gamma, value, present) -> x, and its fields from the JSON beside it."""
     exported = export.deserialize(bytearray(file.read_bytes()))
     return jax.jit(exported.call), json.loads(file.with_name(file.name + ".json").read_text())["data"]["fields"]
 

@@ -300,7 +300,7 @@ def _newest_whole(
     """The newest step, or that ``only``, which all processes can ``read`` and ``check``; what it holds; newer ones that
     they cannot.
 
-    The folder is looked at anew after every failure: a trainer deletes a checkpoint once it has a newer one.
+    It lists the folder again after every failure: a trainer deletes a checkpoint once it has a newer one.
     """
     reasons: dict[int, str] = {}
 

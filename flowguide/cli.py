@@ -88,7 +88,7 @@ def _end(error: Exception) -> None:
     """Says what the exception that is being handled means, and ends the process; one of several, without the others."""
     ours, several, script = isinstance(error, UserError | flags.Error), _several(), Path(sys.argv[0]).name
     text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:  # a folder in the place of a file, a full disk, ...
+    if isinstance(error, OSError) and error.filename is not None:  # a file is a folder, the disk is full, ...
         file = error.filename2 or error.filename  # of a replacement that fails, the file that was to be replaced
         ours, text = True, f"{file} cannot be used ({error.strerror}): move it away, or choose another place"
     if ours:
@@ -127,9 +127,8 @@ def _parse_flags(argv: list[str], epilogue: str) -> None:
     try:
         unused = flags.FLAGS(argv)[1:]
         config = flags.FLAGS.flag_values_dict().get("config")
-        getattr(
-            config, "keys", None
-        )  # otherwise a file that cannot be loaded is told of by whoever first reads a setting
+        # Loads the file here: ml_collections waits until an attribute is read, and whoever reads it would fail.
+        getattr(config, "keys", None)
     except (AttributeError, KeyError) as error:  # a config without the setting that --config.NAME is to change
         if "get_config" in str(error):
             raise UserError(f"the config file cannot be loaded: {error}") from error
@@ -158,8 +157,8 @@ def interrupted_by_signals() -> Iterator[Callable[[int], bool]]:
     """Gives a function of the step that says whether to stop after it: Ctrl-C or a termination signal has come.
 
     More of them change nothing: schedulers and impatient people send several, and the state is still to be saved.
-    Ctrl-\\ (SIGQUIT) ends at once. Of several processes it is enough that one gets the signal, and all are told to stop
-    after the same step; each must ask at every step.
+    Ctrl-\\ (SIGQUIT) ends at once. A signal to one of several processes stops all of them after the same step; each
+    process must ask at every step.
     """
     came = []
 

@@ -113,7 +113,7 @@ def log_density(
 
     Raises:
       ValueError: if ``ts`` does not increase from 0 to 1, the solver adds noise, or a log-density is not finite. Under
-        ``jit`` values are not known, and what is not finite comes back as it is.
+        ``jit`` the check is skipped, and NaN or infinite values are returned.
       TypeError: for a ``StatefulVelocity``.
     """
     split, velocity = divergence or exact_divergence(), vector_field(velocity, "a density")

@@ -156,11 +156,9 @@ def _from_text(name: str, text: str, field: Field) -> np.ndarray:
         case Label(values=values):
             if text in values:
                 return np.array(values.index(text), np.int32)
-            number = (
-                int(text) if text.isdecimal() and len(text) < 10 else len(values)
-            )  # Python refuses very many digits
-            if number < len(values):
-                return np.array(number, np.int32)
+            # Python does not convert thousands of digits, and no label has ten.
+            if text.isdecimal() and len(text) < 10 and int(text) < len(values):
+                return np.array(int(text), np.int32)
             raise UserError(f"unknown value {text!r:.100} of {name!r}{hint(text, values)}: there are {listed(values)}")
         case Vector(size=size):
             try:

@@ -117,16 +117,9 @@ def test_settings_of_a_wrong_type_are_named(changes, message, tmp_path):
         stored[name] = {**stored[name], **value} if merged else value
     (tmp_path / "config.json").write_text(json.dumps(stored))
 
-    def use(config):
-        build.check_numbers(config, 1)
-        build.recipe(config)
-        build.profile(config)
-        build.layout(config, jax.devices()[:1])
-        build.network(config, INFO["avatars"])
-
     for config in (lambda: ConfigDict(stored), lambda: build.read_config(tmp_path)):
         with pytest.raises(UserError, match=message):
-            use(config())
+            everything(config(), INFO["avatars"])
 
 
 @pytest.mark.parametrize(
@@ -189,13 +182,14 @@ def test_no_number_may_be_nan_or_infinite(place, choice, usual):
     for bad in (math.nan, math.inf, -math.inf):
         node[place[-1]] = (bad,) * len(usual) if isinstance(usual, tuple) else bad
         with pytest.raises(UserError, match=f"{place[0]}|{place[-1]}") as error:
-            everything(ConfigDict(config))
+            everything(ConfigDict(config), INFO["mnist"])
         assert "\n" not in str(error.value)
 
 
-def everything(config):
+def everything(config, info):
+    """Builds all that checks settings."""
     build.check_numbers(config, 1)
     build.recipe(config)
     build.profile(config)
     build.layout(config, jax.devices()[:1])
-    build.network(config, INFO["mnist"])
+    build.network(config, info)

@@ -146,21 +146,16 @@ def settings(random, places):
 
 def config_file(random, places):
     """config.json beside a run: other values, or other bytes."""
-    file = places.run / "config.json"
-    content = json.loads(file.read_text())
-    change(random, content)
-    try:
-        text = json.dumps(content).encode()
-    except TypeError:
-        return
-    text = pick(random, [text, damaged(random, file.read_bytes()), None])
-    with instead(file, text):
-        sampling.load(places.run)
+    json_file(random, places, "config.json")
 
 
 def info_file(random, places):
     """info.json beside a run."""
-    file = places.run / "info.json"
+    json_file(random, places, "info.json")
+
+
+def json_file(random, places, name):
+    file = places.run / name
     content = json.loads(file.read_text())
     change(random, content)
     try:

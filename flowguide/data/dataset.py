@@ -14,7 +14,7 @@ from flowguide.condition import Field, Fields, Label, Tokens, Vector
 from flowguide.data import pixels, tokens
 from flowguide.data.errors import DataError
 from flowguide.data.info import DataInfo
-from flowguide.data.preparing import damaged, find_builder, prepared_builder
+from flowguide.data.preparing import find_builder, prepared_builder, reading
 from flowguide.kinds import fits
 
 MEMORY_LIMIT = 2**29  # bytes of decoded examples; the train split of CIFAR-10 takes 154 MB
@@ -88,11 +88,9 @@ def open_dataset(
     still_encoded = {key: tfds.decode.SkipDecoding()} if kind == "image" else None
 
     def read(indices: np.ndarray) -> Batch:
-        try:
+        with reading(builder):  # array_record opens its files when it first reads
             records = source.__getitems__([int(i) for i in indices])
             rows = [wanted.deserialize_example_np(record, decoders=still_encoded) for record in records]
-        except Exception as error:  # array_record opens its files when it first reads; what is in them may be anything
-            raise damaged(builder, error) from error
         if kind == "image":
             places = (f"example {i} in {builder.data_dir}" for i in indices)
             x = np.stack([_pixels(row[key], shape, image_size, at) for row, at in zip(rows, places, strict=True)])
@@ -201,7 +199,7 @@ def _pixels(file: bytes, shape: Any, image_size: int | None, where: str) -> np.n
 
 def _vocabulary(builder: Any, name: str) -> Tokens | None:
     """What the metadata of a set state of a text, if they do."""
-    try:
+    with reading(builder):
         stated = (builder.info.metadata or {}).get(name)
         if stated is None:
             return None
@@ -209,8 +207,6 @@ def _vocabulary(builder: Any, name: str) -> Tokens | None:
         if not (fits(length, int) and 0 <= length < 2**16 and fits(words, Sequence[str])):
             raise ValueError(f"metadata.json states no vocabulary of {name!r}")
         return Tokens(length, tuple(words))
-    except Exception as error:
-        raise damaged(builder, error) from error
 
 
 def _column(field: Field, name: str, rows: list[Any]) -> np.ndarray:
@@ -229,11 +225,9 @@ def _column(field: Field, name: str, rows: list[Any]) -> np.ndarray:
 
 def _source(builder: Any, name: str, split: str) -> Any:
     """Random access to the serialized records of a split."""
-    try:  # the names and lengths of files are in dataset_info.json, which may be damaged
+    with reading(builder):  # the names and lengths of files are in dataset_info.json
         for each in builder.info.splits.values():
             _ = each.filenames
-    except Exception as error:
-        raise damaged(builder, error) from error
     try:
         size = builder.info.splits[split].num_examples
     except Exception as error:  # ValueError for most; what the notation does not know ends in others
@@ -243,9 +237,7 @@ def _source(builder: Any, name: str, split: str) -> Any:
         ) from error
     if size == 0:
         raise DataError(f"got split {split!r} of {name}, which is empty: choose a larger slice")
-    try:
+    with reading(builder):
         return builder.as_data_source(
             split, file_format="array_record", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-    except Exception as error:
-        raise damaged(builder, error) from error

@@ -111,7 +111,7 @@ def _content(file: Any) -> tuple[bytes, tuple[int, ...]]:
     shape = struct.unpack(f">{start[3]}I", sides)
     size = math.prod(shape)
     if size > _LARGEST:
-        raise ValueError(f"it is said to hold {size:,} bytes, more than any file of this family")
+        raise ValueError(f"its header states {size:,} bytes, more than any file of this family has")
     values = file.read(size + 1)
     if len(values) != size:
         raise ValueError(f"it has {'more' if len(values) > size else 'fewer'} than the {size:,} bytes that it states")

@@ -49,8 +49,8 @@ def _part_of_epoch(size: int, seed: int, start: int, stop: int) -> np.ndarray:
 def _epoch(size: int, seed: int) -> np.ndarray:
     """The permutation of a small set, uint16 ``(size,)``.
 
-    A walk that ends below ``size`` is also a chain of walks that end below a larger ``count``. So the domain shrinks in
-    several turns, in each of which the walks are short.
+    A walk that ends below ``size`` is also a chain of walks that end below a larger ``count``. So this shrinks the
+    domain in several turns, each with short walks.
     """
     order, count = _encipher(_round_keys(seed), 8, np.arange(SMALL, dtype=np.uint16)), SMALL
     while count > size:
@@ -60,7 +60,7 @@ def _epoch(size: int, seed: int) -> np.ndarray:
 
 
 def _walk(permute: Callable[[np.ndarray], np.ndarray], x: np.ndarray, size: int) -> np.ndarray:
-    """Permutes each number of ``x``, once and then again as long as it is not below ``size``."""
+    """Applies the permutation to each number of ``x`` until the result is below ``size``, at least once."""
     x = permute(x)
     away = np.flatnonzero(x >= size)
     while away.size:

@@ -109,12 +109,16 @@ def find_builder(name: str, data_dir: str | Path | None = None) -> Any:
         ) from error
 
 
-def damaged(builder: Any, error: Exception) -> DataError:
-    """What to say of a prepared folder that cannot be read."""
-    return DataError(
-        f"got damaged files in {builder.data_dir} ({_line(error)}): delete that folder, then prepare "
-        f"{builder.name} again"
-    )
+@contextlib.contextmanager
+def reading(builder: Any) -> Iterator[None]:
+    """Raises ``DataError`` for whatever fails inside: TFDS and array_record raise nearly anything for damaged files."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(
+            f"got damaged files in {builder.data_dir} ({_line(error)}): delete that folder, then prepare "
+            f"{builder.name} again"
+        ) from error
 
 
 def _is_ready(builder: Any) -> bool:
@@ -123,10 +127,8 @@ def _is_ready(builder: Any) -> bool:
         prepared = builder.is_prepared()
     if exists and not prepared:
         raise DataError(f"got the incomplete folder {builder.data_dir}: delete it, then prepare {builder.name} again")
-    try:
+    with reading(builder):
         formats = {format.value for format in builder.info.available_file_formats()} if prepared else set()
-    except Exception as error:
-        raise damaged(builder, error) from error
     if prepared and "array_record" not in formats:
         raise DataError(
             f"got {builder.name} in {builder.data_dir} as {' and '.join(sorted(formats))}, expected array_record: run "
