@@ -295,3 +295,24 @@ def test_noise_is_added_on_the_way_to_data_alone(name):
         solvers.solve(solver, lambda t, x: -x, jnp.ones((2, 1)), jnp.array([1.0, 0.5, 0.0]))
     run = jax.jit(lambda ts: solvers.solve(solver, lambda t, x: -x, jnp.ones((2, 1)), ts))
     assert bool(jnp.isnan(run(jnp.array([0.9, 0.5, 0.2]))).all())
+
+
+@pytest.mark.parametrize("total", [1.0, 1.5, 3.0])
+def test_the_second_order_term_has_half_the_weight_of_the_data_in_the_step(total):
+    """That weight is what a first-order step moves if the data prediction is 1 more, at the same x and noise."""
+    p, x, t, t_next = paths.trig(), jnp.full((3, 1), -0.4), jnp.float32(0.3), jnp.float32(0.5)
+
+    def velocity(d):
+        def mixed(t, x):
+            noise = (x - p.alpha(t) * d) / p.sigma(t)
+            return total * paths.conditional_velocity(p, t, noise, jnp.full_like(x, d))
+
+        return mixed
+
+    first = solvers.renoise(p, keys(3), 0.7, total)
+    low, high = (first.step(velocity(d), jnp.int32(2), x, t, t_next)[0] for d in (1.3, 2.3))
+    h = jnp.log(p.alpha(t_next) / p.sigma(t_next)) - jnp.log(p.alpha(t) / p.sigma(t))
+    memory = jnp.int32(2), jnp.full_like(x, 1.3 - 1.0), h / 2  # the prediction grew by 1 in half as long a step
+    second, kept = solvers.renoise_2m(p, keys(3), 0.7, total).step(velocity(1.3), memory, x, t, t_next)
+    np.testing.assert_allclose(second, low + 0.5 * (high - low) * 2, rtol=1e-4)
+    assert int(kept[0]) == 3  # the next step has other noise
