@@ -187,24 +187,24 @@ def main() -> None:
             file=sys.stderr,
         )
     if EXPORT.value is not None:
-        if processes.leads():
+        if processes.is_main_process():
             _export(run, method, folder(EXPORT.value))
         processes.wait("the sampler is exported")
         return
-    if processes.leads():
+    if processes.is_main_process():
         prepare_workdir(out / "png" if _as_png(run) else out)
         _check_is_no_folder(out / "samples.npz", out / "samples.json")
 
     if GRID.value == FITTED:
         fitted = _fitted(run, list(product(gammas, conds)), method)
         # Nodes are constants of the program, which must be the same everywhere, to the bit.
-        method = method._replace(grid=tuple(processes.of_leader(fitted).tolist()))
+        method = method._replace(grid=tuple(processes.broadcast_from_main(fitted).tolist()))
 
     started = time.perf_counter()
     cells, drawn, sizes = _draw(run, weak, method, gammas, conds, composed)
     seconds = time.perf_counter() - started
 
-    if processes.leads():
+    if processes.is_main_process():
         seen = _write(out, run, method, gammas, cells, drawn, sizes, seconds)
         _warn_of_null(run)
         print(f"{sum(len(x) for x in drawn)} samples in {seconds:.1f} s: {seen}")
@@ -214,7 +214,7 @@ def main() -> None:
 def _draw(
     run: sampling.Run,
     weak: sampling.Run | None,
-    method: sampling.Method,
+    method: sampling.SamplerConfig,
     gammas: list[float],
     conds: list[str],
     composed: list[tuple[str, float]],
@@ -227,7 +227,7 @@ def _draw(
     cells, drawn, sizes = [], [], {}
     for gamma, cond in product(gammas, conds):
         title = f"{cond or 'unconditional'}, γ = {gamma:g}"
-        if processes.leads():
+        if processes.is_main_process():
             print(title, flush=True)
         asked: dict[str, Any] = {
             "gamma": gamma * composed[0][1] if composed else gamma,
@@ -237,12 +237,12 @@ def _draw(
             "method": method,
             "seed": SEED.value,
             "batch_size": BATCH_SIZE.value,
-            "progress": processes.leads(),
+            "progress": processes.is_main_process(),
         }
         cell = {"cond": cond, "gamma": gamma, "first": len(cells) * NUM.value, "num": NUM.value}
         if method.sampler == "fkc":
-            laws = sampling.sample_laws(run, cond, num=-(-NUM.value // method.particles), **asked)
-            drawn.append(sampling.equally(laws, SEED.value)[: NUM.value])
+            laws = sampling.sample_particles(run, cond, num=-(-NUM.value // method.particles), **asked)
+            drawn.append(sampling.resample_equal(laws, SEED.value)[: NUM.value])
             sizes[title] = laws.ess
             cell |= _about(laws, title)
         else:
@@ -268,7 +268,7 @@ def _keep_compiled(workdir: Path) -> None:
 def _write(
     out: Path,
     run: sampling.Run,
-    method: sampling.Method,
+    method: sampling.SamplerConfig,
     gammas: list[float],
     cells: list[dict[str, Any]],
     drawn: list[np.ndarray],
@@ -326,7 +326,7 @@ def _check_is_no_folder(*files: Path) -> None:
             raise UserError(f"expected a file to write, and {file} is a folder: give another name, or move it away")
 
 
-def _export(run: sampling.Run, method: sampling.Method, file: Path) -> None:
+def _export(run: sampling.Run, method: sampling.SamplerConfig, file: Path) -> None:
     prepare_workdir(file.parent)
     content = sampling.export(run, negative=NEGATIVE.value, gamma_negative=GAMMA_NEGATIVE.value, method=method)
     file.write_bytes(content)
@@ -335,7 +335,7 @@ def _export(run: sampling.Run, method: sampling.Method, file: Path) -> None:
     print(f"{file}: {len(content):,} bytes; try: python examples/serve.py {file}")
 
 
-def _about(laws: sampling.Laws, title: str) -> dict[str, Any]:
+def _about(laws: sampling.ParticleSamples, title: str) -> dict[str, Any]:
     """What to know of the particles of some laws; says so where they have collapsed."""
     count = laws.x.shape[1]
     starts = [len(np.unique(a)) for a in laws.ancestors]
@@ -368,7 +368,7 @@ def _warn_of_null(run: sampling.Run) -> None:
         )
 
 
-def _method() -> sampling.Method:
+def _method() -> sampling.SamplerConfig:
     """How to sample, as the flags say; a grid that is to be fitted is uniform first."""
     interval = None
     if INTERVAL.value is not None:
@@ -376,8 +376,8 @@ def _method() -> sampling.Method:
         interval = (start, stop)
     name, settings = _settings(GUIDANCE.value)
     grid = "uniform" if GRID.value == FITTED else GRID.value
-    return sampling.settled(
-        sampling.Method(
+    return sampling.resolve_defaults(
+        sampling.SamplerConfig(
             sampler=SAMPLER.value,
             particles=PARTICLES.value,
             corrections=CORRECTIONS.value,
@@ -406,7 +406,7 @@ def _weak() -> bool:
     return WEAK.value is not None or WEAK_STEP.value is not None
 
 
-def _check_flags(method: sampling.Method, composed: list[tuple[str, float]]) -> None:
+def _check_flags(method: sampling.SamplerConfig, composed: list[tuple[str, float]]) -> None:
     """Raises ``UserError`` for flags that do nothing, or cannot be had together, whatever the run."""
     adaptive = method.solver in sampling.ADAPTIVE
     fkc, away = ("--sampler=fkc", method.sampler == "fkc"), bool(NEGATIVE.value)
@@ -503,9 +503,9 @@ def _perturbation(text: str | None) -> Perturbation:
     )
 
 
-def _fitted(run: sampling.Run, cells: list[tuple[float, str]], method: sampling.Method) -> tuple[float, ...]:
+def _fitted(run: sampling.Run, cells: list[tuple[float, str]], method: sampling.SamplerConfig) -> tuple[float, ...]:
     pilot = [cells[i % len(cells)] for i in range(max(PILOT, len(cells)))]
-    silent = not processes.leads()
+    silent = not processes.is_main_process()
     with tqdm(total=FIT_ITERATIONS, desc="fitting the grid", dynamic_ncols=True, disable=silent) as bar:
 
         def progress(iteration: int, distance: float) -> None:
@@ -547,7 +547,7 @@ def _as_png(run: sampling.Run) -> bool:
     return SAVE.value == "png" and run.info.kind == "image"
 
 
-def _write_record(out: Path, run: sampling.Run, cells: list, method: sampling.Method, seconds: float) -> None:
+def _write_record(out: Path, run: sampling.Run, cells: list, method: sampling.SamplerConfig, seconds: float) -> None:
     record = {
         "workdir": str(WORKDIR.value),
         "data": run.info.name,

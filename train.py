@@ -48,7 +48,7 @@ from flowguide.lock import only_trainer
 from flowguide.networks import Network, count_parameters
 from flowguide.pictures import save_figure
 from flowguide.training.logs import Log, bytes_on, device_memory
-from flowguide.training.spread import Layout, abstract, lay_out, parallel, replicas_agree
+from flowguide.training.parallel import Layout, abstract, lay_out, parallelize, replicas_agree
 from flowguide.training.step import Batch, TrainState, init_state, make_loss, make_step
 from flowguide.typing import PyTree
 
@@ -156,7 +156,7 @@ def _train(
     teach, lesson = (teacher.network.velocity, lay_out(teacher.params, layout)) if teacher else (None, None)
     recipe = recipe._replace(coupling=couplings.within(recipe.coupling, layout.shares))
     loss = make_loss(network, recipe, to_model, draw_key, config.flip, task, teach)
-    step = parallel(layout, make_step(loss, optimizer, average, config.accumulate))
+    step = parallelize(layout, make_step(loss, optimizer, average, config.accumulate))
     undropped = recipe._replace(drop_rate=0.0, drop_field_rate=0.0)
     test_loss = make_loss(network, undropped, to_model, test_key, task=task, teacher=teach)
     validate = _validation(test_loss, lesson, held_out, layout)
@@ -164,7 +164,7 @@ def _train(
     preview = _preview(config, network, test, previewing, workdir) if draws and config.preview.every else None
 
     # Loop. A step is dispatched before the loss of the one before it is read, so that no device waits for the host.
-    log_to = Log(workdir, first, config.steps, config.batch_size, silent=not processes.leads())
+    log_to = Log(workdir, first, config.steps, config.batch_size, silent=not processes.is_main_process())
     with interrupted_by_signals() as interrupted, checkpoint.closing(saves), log_to as log, failing_at_once():
         log.say(
             f"{data.info.name}: {data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
@@ -177,7 +177,7 @@ def _train(
             log.say("if one process dies the others end within a minute: start all again, and the run goes on")
         index, late = np.arange(rank * share, (rank + 1) * share, dtype=np.int32), None
         in_a_row, skipped, due = 0, 0, False
-        tracing = profile if processes.leads() else None
+        tracing = profile if processes.is_main_process() else None
 
         def last_kept() -> str:
             kept = saves.latest_step()
@@ -196,7 +196,7 @@ def _train(
                 )
                 if in_a_row > config.nonfinite_limit:
                     examples = numbers_of_batch(data, config.batch_size, config.seed, number - 1)
-                    if processes.leads():
+                    if processes.is_main_process():
                         told = json.dumps({"step": number, "examples": examples})
                         (workdir / "nonfinite.json").write_text(told + "\n")
                     checkpoint.finish(saves)
@@ -222,7 +222,7 @@ def _train(
             try:
                 log.picture(number, "samples", preview(state.ema, number))
             except Exception as error:  # whatever it is, a picture is no reason to end a run
-                if processes.several() and not isinstance(error, UserError):
+                if processes.is_distributed() and not isinstance(error, UserError):
                     raise  # the others may be waiting for this one
                 log.say(f"no preview at step {number}: {' '.join(str(error).split())[:300] or type(error).__name__}")
 
@@ -297,20 +297,20 @@ def _open(
     def check_folder() -> None:
         """Of the others, which hold nothing."""
 
-    mark = workdir / f".start-{processes.of_leader(time.time_ns() % 2**31)}"
-    if processes.leads():
+    mark = workdir / f".start-{processes.broadcast_from_main(time.time_ns() % 2**31)}"
+    if processes.is_main_process():
         prepare_workdir(workdir)
         check_folder = held.enter_context(only_trainer(workdir))
         if (workdir / "config.json").exists() and checkpoint.any_in(workdir):
             build.check_same_run(build.read_config(workdir), config, force)
         mark.touch()
     processes.wait("workdir")
-    found = processes.all_of(mark.exists())
-    if processes.leads():
+    found = processes.all_true(mark.exists())
+    if processes.is_main_process():
         mark.unlink()
     if not found:
         raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
-    if processes.leads():
+    if processes.is_main_process():
         prepare_workdir(checkpoint.folder(workdir))
         for name, text in files.items():
             build.replace_text(workdir / name, text)
@@ -355,11 +355,11 @@ def _held_out(test: Dataset, count: int, layout: Layout) -> Batch:
 
 def _validation(loss: Callable, teacher: PyTree, batch: Batch, layout: Layout) -> Callable[[PyTree], float]:
     """The loss of parameters on a batch, always with the same draws."""
-    mean_loss = parallel(layout, lambda mean: lambda params, *rest: mean(loss(params, 0, *rest)), donate=False)
+    mean_loss = parallelize(layout, lambda mean: lambda params, *rest: mean(loss(params, 0, *rest)), donate=False)
     return lambda params: float(mean_loss(params, batch, teacher))
 
 
-def _preview_method(config: build.Config) -> sampling.Method:
+def _preview_method(config: build.Config) -> sampling.SamplerConfig:
     """How previews are integrated.
 
     Raises:
@@ -368,13 +368,15 @@ def _preview_method(config: build.Config) -> sampling.Method:
     if not config.preview.gammas:
         raise UserError("preview.gammas are the scales at which previews are drawn; got none: (1.0,), say")
     try:
-        return sampling.settled(sampling.Method(solver=config.preview.solver, steps=config.preview.steps))
+        return sampling.resolve_defaults(
+            sampling.SamplerConfig(solver=config.preview.solver, steps=config.preview.steps)
+        )
     except UserError as error:
         raise UserError(f"preview: {error}") from error
 
 
 def _preview(
-    config: build.Config, network: Network, test: Dataset, method: sampling.Method, workdir: Path
+    config: build.Config, network: Network, test: Dataset, method: sampling.SamplerConfig, workdir: Path
 ) -> Callable[[PyTree, int], np.ndarray | None]:
     """Samples with noise and conditions that stay the same over the run, at each scale of ``preview.gammas``.
 
@@ -396,7 +398,7 @@ def _preview(
         for gamma in gammas:
             s = sampling.sample(run, c, num=num, gamma=gamma, method=method, seed=config.seed, batch_size=num)
             drawn.append(s.x)
-        if not processes.leads():
+        if not processes.is_main_process():
             return None
         labels = [f"γ = {g:g}" for g in gammas]
         try:
@@ -414,7 +416,7 @@ def _keep_null(config: build.Config, info: DataInfo, network: Network, state: Tr
     run = sampling.Run(info, network, state.ema, step, config.drop_rate > 0, config.path, taught)
     if sampling.guided_by_null(run):
         null = sampling.check_null(run, config.seed)
-        if processes.leads():
+        if processes.is_main_process():
             sampling.keep_null(workdir, step, null)
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     line("held-out real images", held_out.x, every(held_out.value, *names))
     num = min(NUM.value, len(held_out.x))
     value = {n: v[:num] for n, v in held_out.value.items()}
-    method = sampling.Method(SOLVER.value, STEPS.value)
+    method = sampling.SamplerConfig(SOLVER.value, STEPS.value)
     draw = lambda c, **options: sampling.sample(run, c, method=options.pop("method", method), **options).x  # noqa: E731
     for gamma in map(float, GAMMA.value):
         line(f"all fields asked, γ = {gamma:g}", draw(every(value, *names), gamma=gamma), every(value, *names))
@@ -88,7 +88,7 @@ def _negative(run, line, draw, every, num: int) -> None:
         show(
             f"  {kind} glasses in the place of ∅",
             negative=[d],
-            method=sampling.Method(SOLVER.value, STEPS.value, replace_null=True),
+            method=sampling.SamplerConfig(SOLVER.value, STEPS.value, replace_null=True),
         )
 
 

@@ -59,7 +59,7 @@ def main() -> None:
         return Condition(value, {n: np.full(num, n in chosen) for n in fields})
 
     def measure(gamma: float, away: bool, weight: float, **options) -> tuple[float, float, float]:
-        method = sampling.Method("ab3", STEPS.value, **options)
+        method = sampling.SamplerConfig("ab3", STEPS.value, **options)
         negative = [say(glasses=dark)] if away else []
         s = sampling.sample(run, say(hat=red), gamma=gamma, negative=negative, gamma_negative=weight, method=method)
         predicted = predict(judge, s.x)

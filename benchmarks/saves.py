@@ -26,7 +26,7 @@ from flowguide import checkpoint, networks
 from flowguide.condition import Label
 from flowguide.hashes import leaf_hashes
 from flowguide.networks import DiT
-from flowguide.training.spread import data_parallel, replicas_agree
+from flowguide.training.parallel import data_parallel, replicas_agree
 from flowguide.training.step import TrainState, init_state
 
 ROUNDS = 5

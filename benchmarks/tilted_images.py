@@ -68,11 +68,13 @@ def main() -> None:
             stages = 1 + options.get("corrections", 0)
             # The first step of a predictor-corrector has nothing to correct.
             steps = (EVALUATIONS.value // 2 + options.get("corrections", 0)) // stages
-            method = sampling.settled(sampling.Method(steps=steps, particles=each, **options))
+            method = sampling.resolve_defaults(sampling.SamplerConfig(steps=steps, particles=each, **options))
             started, left, log_z = time.perf_counter(), "", ""
             if method.sampler == "fkc":
-                laws = sampling.sample_laws(run, condition(1), gamma=gamma, method=method, batch_size=groups * each)
-                x, cost = sampling.equally(laws), laws.evaluations
+                laws = sampling.sample_particles(
+                    run, condition(1), gamma=gamma, method=method, batch_size=groups * each
+                )
+                x, cost = sampling.resample_equal(laws), laws.evaluations
                 left = f"{np.mean([len(np.unique(a)) for a in laws.ancestors]):.1f}"
                 log_z = f"{laws.log_z.min():.1f} to {laws.log_z.max():.1f}"
             else:

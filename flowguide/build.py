@@ -19,7 +19,7 @@ from flowguide.errors import UserError
 from flowguide.networks import CLASSIFIERS, NETWORKS, Network, as_network
 from flowguide.training import ema
 from flowguide.training.optimizer import adamw
-from flowguide.training.spread import LAYOUTS, Layout
+from flowguide.training.parallel import LAYOUTS, Layout
 from flowguide.typing import Array, Device
 
 # A ConfigDict; a type checker cannot know its attributes.

@@ -61,7 +61,7 @@ def manager(workdir: Path, keep: int = 2, alone: bool = False) -> ocp.Checkpoint
     handlers: dict[str, Any] = {}
     if alone:
         folder(workdir).mkdir(exist_ok=True)
-        if processes.several():  # left to itself, Orbax lets only the first of them write what all have
+        if processes.is_distributed():  # left to itself, Orbax lets only the first of them write what all have
             arrays = {"primary_host": None, "replica_id": None, "use_replica_parallel": False}
         handlers = {name: ocp.JsonCheckpointHandler(multiprocessing_options=_alone()) for name in JSON}
         handlers |= {name: ocp.StandardCheckpointHandler(multiprocessing_options=_alone()) for name in ARRAYS}
@@ -214,7 +214,7 @@ def restore(
 
     checkpoints = Path(to.directory)
     _, parts, broken = _newest_whole(checkpoints, partial(_read, checkpoints, info, arrays, ("data", "meta")), check)
-    if broken and processes.leads():
+    if broken and processes.is_main_process():
         for step in broken:
             _move_away(checkpoints / str(step), checkpoints.parent / "broken" / str(step))
     if broken:
@@ -307,7 +307,7 @@ def _newest_whole(
     def untried() -> int:
         """As the leader sees it: others may see a change of the folder a little later."""
         steps = [step for step in _steps(checkpoints) if step not in reasons and only in (None, step)]
-        return int(processes.of_leader(max(steps, default=-1)))
+        return int(processes.broadcast_from_main(max(steps, default=-1)))
 
     while (step := untried()) >= 0:
         whole, reason = _attempt(partial(read, step))
@@ -316,7 +316,9 @@ def _newest_whole(
         if reason:
             reasons[step] = reason
             continue
-        broken = [bad for bad in reasons if bad > step and processes.of_leader((checkpoints / str(bad)).exists())]
+        broken = [
+            bad for bad in reasons if bad > step and processes.broadcast_from_main((checkpoints / str(bad)).exists())
+        ]
         for bad in broken:
             print(
                 f"warning: the checkpoint {checkpoints / str(bad)} is damaged ({reasons[bad]}); that of step {step} is "
@@ -346,12 +348,12 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
         kind = "" if isinstance(error, _Damaged) else f"{type(error).__name__}: "
         reason = kind + " ".join(str(error).split())[:200]
-    return result, reason if processes.all_of(not reason) else reason or "another process cannot read it"
+    return result, reason if processes.all_true(not reason) else reason or "another process cannot read it"
 
 
 def _set_aside_unreadable_scores(checkpoints: Path) -> None:
     """Moves away the checkpoints whose scores cannot be read: Orbax reads all of them as it opens the folder."""
-    if processes.leads():
+    if processes.is_main_process():
         for file in sorted(checkpoints.glob("*/metrics/metrics")):
             step = file.parent.parent
             try:

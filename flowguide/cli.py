@@ -81,7 +81,7 @@ def failing_at_once() -> Iterator[None]:
 
 
 def _several() -> bool:
-    return jax.distributed.is_initialized() and processes.several()
+    return jax.distributed.is_initialized() and processes.is_distributed()
 
 
 def _end(error: Exception) -> None:
@@ -113,7 +113,7 @@ def _exit(code: int) -> None:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    if processes.leads():
+    if processes.is_main_process():
         time.sleep(2)  # the others end as soon as this one does, and may have something to say
     os._exit(code)
 
@@ -171,7 +171,7 @@ def interrupted_by_signals() -> Iterator[Callable[[int], bool]]:
     def pass_on(number: int, frame: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # which JAX listens to, and tells the others of
 
-    several = processes.several()
+    several = processes.is_distributed()
     handlers = {signal.SIGINT: pass_on} if several else {signal.SIGINT: note, signal.SIGTERM: note}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

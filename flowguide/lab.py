@@ -27,7 +27,7 @@ from flowguide import analytic, guidance, paths, solvers, tilted, times
 from flowguide.cli import run_script
 from flowguide.condition import Condition, given
 from flowguide.errors import UserError
-from flowguide.guidance.methods import Asked, build
+from flowguide.guidance.methods import GuidanceInputs, build
 from flowguide.typing import Array, CondVelocity
 
 GAMMA = flags.DEFINE_list("gamma", ["2", "3", "5"], "guidance scales")
@@ -98,7 +98,7 @@ class Contender(NamedTuple):
     eta: float = 0.0
     interval: tuple[float, float] | None = None
     schedule: str = "constant"
-    away: str = ""  # "weighed" or "replaces"
+    negative: str = ""  # "weighed" or "replaces"
     solver: str = "ab3"
     corrections: int = 0
     particles: bool = False
@@ -118,10 +118,10 @@ CONTENDERS = (
     Contender("MAMBO-G, α = 1", "mambo_g", (("alpha", 1.0),)),
     Contender("β-CFG", "beta_cfg"),
     Contender("feedback", "feedback", (("pi", 0.8),)),
-    Contender("negative replaces ∅", away="replaces"),
-    Contender("negative, γ_n = 1", away="weighed"),
-    Contender("contrastive, γ_n = 1", "contrastive", away="weighed"),
-    Contender("DNG, λ = 1", "dng", (("prior", 0.3), ("tau", 1.0)), away="weighed"),
+    Contender("negative replaces ∅", negative="replaces"),
+    Contender("negative, γ_n = 1", negative="weighed"),
+    Contender("contrastive, γ_n = 1", "contrastive", negative="weighed"),
+    Contender("DNG, λ = 1", "dng", (("prior", 0.3), ("tau", 1.0)), negative="weighed"),
     Contender("PC, M = 2", corrections=2),
     Contender("PC, M = 8", corrections=8),
     Contender("CFG, ODE, weighed", particles=True, solver="heun"),
@@ -140,10 +140,10 @@ def draw(law: Law, contender: Contender, gamma: float, num: int, steps: int) -> 
 def _guided(law: Law, contender: Contender, num: int, steps: int, gamma: Array) -> Array:
     c, ts = given(jnp.zeros(num, int)), times.grid(steps)
     scale = guidance.SCHEDULES[contender.schedule](gamma / 5 if contender.method == "cfg_pp" else gamma)
-    away = (given(jnp.ones(num, int)),) if contender.away else ()
-    negative = guidance.constant(1.0) if contender.away == "weighed" else None
-    asked = Asked(law.velocity, c, scale, PATH, away, negative, ts=ts, interval=contender.interval)
-    guided = guidance.guide(law.velocity, c, build(contender.method, asked, **dict(contender.settings)))
+    negatives = (given(jnp.ones(num, int)),) if contender.negative else ()
+    gamma_negative = guidance.constant(1.0) if contender.negative == "weighed" else None
+    inputs = GuidanceInputs(law.velocity, c, scale, PATH, negatives, gamma_negative, ts=ts, interval=contender.interval)
+    guided = guidance.guide(law.velocity, c, build(contender.method, inputs, **dict(contender.settings)))
     keys = jax.random.split(jax.random.key(1), num)
     solver = solvers.SOLVERS[contender.solver](PATH)
     if contender.eta:
@@ -251,7 +251,7 @@ def main() -> None:
             with console.status(f"{law.name}, γ = {gamma:g}"):
                 rows = {"exact draws of the tilted law": inverse(powered(law, gamma), NUM.value)}
                 for contender in CONTENDERS:
-                    if contender.away and law.labels < 2:
+                    if contender.negative and law.labels < 2:
                         continue
                     rows[contender.name] = draw(law, contender, gamma, NUM.value, STEPS.value)
             cells[law.name, gamma] = rows

@@ -15,7 +15,7 @@ from flowguide.data import DataInfo, to_model
 from flowguide.errors import UserError
 from flowguide.flops import flops
 from flowguide.networks import count_parameters
-from flowguide.training.spread import FSDP, StepWith, abstract
+from flowguide.training.parallel import FSDP, StepWith, abstract
 from flowguide.training.step import Batch, init_state, make_loss, make_step
 from flowguide.typing import PyTree
 

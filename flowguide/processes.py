@@ -81,31 +81,31 @@ def _detect(limits: dict[str, Any]) -> None:
             ) from error
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether there are others."""
     return jax.process_count() > 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes what only one may write."""
     return jax.process_index() == 0
 
 
 def wait(place: str) -> None:
     """Until all processes are at this place of the program."""
-    if several():
+    if is_distributed():
         multihost_utils.sync_global_devices(place)
 
 
-def all_of(flag: bool) -> bool:
+def all_true(flag: bool) -> bool:
     """Whether ``flag`` is true in every process; all must ask."""
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag)))) if several() else flag
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag)))) if is_distributed() else flag
 
 
-def of_leader(value: Any) -> np.ndarray:
+def broadcast_from_main(value: Any) -> np.ndarray:
     """The value, a number or an array of the same shape in all of them, that process 0 has; to the bit."""
     a = np.asarray(value)
-    if not several():
+    if not is_distributed():
         return a
     bits = multihost_utils.broadcast_one_to_all(np.frombuffer(a.tobytes(), np.uint8))  # JAX would make float64 float32
     return np.frombuffer(np.asarray(bits).tobytes(), a.dtype).reshape(a.shape)
@@ -117,7 +117,7 @@ def check_same(what: str, value: Any) -> None:
     Raises:
       UserError: in all of them, if not.
     """
-    if several():
+    if is_distributed():
         hashes = np.asarray(multihost_utils.process_allgather(np.asarray(json_hash(value), np.uint32)))
         if (different := np.flatnonzero(hashes != hashes[0])).size:
             raise UserError(
@@ -144,7 +144,7 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(place, tree, shardings)
 
 
-def whole(a: jax.Array) -> np.ndarray:
+def gather(a: jax.Array) -> np.ndarray:
     """All of an array, in every process."""
     return np.asarray(a if a.is_fully_addressable else multihost_utils.process_allgather(a, tiled=True))
 

@@ -19,7 +19,7 @@ from flowguide.losses import WEIGHTS
 from flowguide.networks import NETWORKS
 from flowguide.times import WARPS
 from flowguide.training.ema import PROFILES
-from flowguide.training.spread import LAYOUTS
+from flowguide.training.parallel import LAYOUTS
 
 TEN = {"label": Label(tuple("0123456789"))}
 INFO = {

@@ -39,7 +39,7 @@ RUN = sampling.Run(DataInfo("toy", SHAPE, "points", FIELDS), NETWORK, {"w": jnp.
 
 
 def draw(**options):
-    options = {"num": 10, "gamma": 2.0, "method": sampling.Method(steps=6), **options}
+    options = {"num": 10, "gamma": 2.0, "method": sampling.SamplerConfig(steps=6), **options}
     return sampling.sample(RUN, options.pop("cond", "hat=red"), **options)
 
 
@@ -49,7 +49,7 @@ SHARES += [(name, *share) for name in ("heun", "renoise", "dopri5") for share in
 
 @pytest.mark.parametrize(("solver", "batch_size", "devices"), SHARES)
 def test_a_sample_depends_on_its_seed_and_number_alone(solver, batch_size, devices):
-    method = sampling.Method(solver, 6)
+    method = sampling.SamplerConfig(solver, 6)
     options = {"negative": ["beard=yes"], "gamma_negative": 0.5, "method": method}
     whole = draw(devices=jax.devices()[:1], batch_size=64, **options)
     other = draw(devices=jax.devices()[:devices], batch_size=batch_size, **options)
@@ -63,14 +63,14 @@ def test_a_sample_depends_on_its_seed_and_number_alone(solver, batch_size, devic
     ("solver", "steps"), [("heun", 200), ("rk4", 200), ("ab3", 200), ("unipc2", 200), ("dpmpp_2m", 600)]
 )
 def test_solvers_agree_with_the_adaptive_one(solver, steps):
-    fine = draw(method=sampling.Method("dopri5", tolerance=1e-6)).x
-    np.testing.assert_allclose(draw(method=sampling.Method(solver, steps)).x, fine, atol=2e-4)
+    fine = draw(method=sampling.SamplerConfig("dopri5", tolerance=1e-6)).x
+    np.testing.assert_allclose(draw(method=sampling.SamplerConfig(solver, steps)).x, fine, atol=2e-4)
 
 
 @pytest.mark.parametrize("passes", ["together", "apart"])
 def test_evaluations_are_counted(passes):
     def count(gamma=2.0, negative=(), **method):
-        method = sampling.Method(passes=passes, **{"steps": 10, **method})
+        method = sampling.SamplerConfig(passes=passes, **{"steps": 10, **method})
         return set(draw(gamma=gamma, negative=negative, method=method).evaluations.tolist())
 
     assert count(solver="euler") == {20}
@@ -86,7 +86,7 @@ def test_evaluations_are_counted(passes):
 
 def test_prompts_conditions_and_lists_are_the_same_thing():
     one = draw(cond="hat=red,beard=yes", num=4).x
-    listed = sampling.sample(RUN, ["hat=red,beard=yes"] * 4, gamma=2.0, method=sampling.Method(steps=6)).x
+    listed = sampling.sample(RUN, ["hat=red,beard=yes"] * 4, gamma=2.0, method=sampling.SamplerConfig(steps=6)).x
     ready = draw(cond=given({"hat": np.ones(4, int), "beard": np.ones(4, int)}), num=4).x
     np.testing.assert_array_equal(one, listed)
     np.testing.assert_array_equal(one, ready)
@@ -120,7 +120,7 @@ ONE = RUN._replace(
     ids=str,
 )
 def test_conditions_may_be_labels_arrays_and_dicts(cond, prompts):
-    options = {"gamma": 2.0, "method": sampling.Method("euler", 4)}
+    options = {"gamma": 2.0, "method": sampling.SamplerConfig("euler", 4)}
     expected = sampling.sample(ONE, prompts, **options).x
     np.testing.assert_array_equal(sampling.sample(ONE, cond, num=4, **options).x, expected)
     away = sampling.sample(ONE, "1", num=4, negative=prompts[:1], **options).x
@@ -172,12 +172,12 @@ def test_what_is_no_condition_is_refused(cond, message):
 def test_data_without_fields_are_drawn_by_number():
     free = NETWORK._replace(velocity=lambda params, t, x, c: -x)
     run = RUN._replace(info=RUN.info._replace(fields={}), network=free)
-    whole = sampling.sample(run, num=5, method=sampling.Method("euler", 10), batch_size=2)
+    whole = sampling.sample(run, num=5, method=sampling.SamplerConfig("euler", 10), batch_size=2)
     assert (whole.evaluations == 10).all()
-    first = sampling.sample(run, method=sampling.Method("euler", 10))
+    first = sampling.sample(run, method=sampling.SamplerConfig("euler", 10))
     assert first.x.shape == (64, *SHAPE)
     np.testing.assert_allclose(whole.x, first.x[:5], rtol=1e-6)
-    noise = sampling.sample(run, num=5, method=sampling.Method("euler", 1)).x  # one step of dx/dt = −x ends at 0
+    noise = sampling.sample(run, num=5, method=sampling.SamplerConfig("euler", 1)).x  # one step of dx/dt = −x ends at 0
     np.testing.assert_allclose(noise, 0, atol=1e-7)
     for cond in ("3", "hat=red", 3, {"hat": 3}):
         with pytest.raises(UserError, match="the data have no fields"):
@@ -199,7 +199,7 @@ def test_changing_gamma_seed_or_condition_compiles_nothing():
         False,
         RUN.path,
         SHAPE,
-        sampling.settled(sampling.Method(steps=6)),
+        sampling.resolve_defaults(sampling.SamplerConfig(steps=6)),
         jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
     )
     before = program._cache_size()
@@ -216,11 +216,11 @@ METHODS += [("cfg", {"negative": ["beard=yes"], "compose": [("hat=none", 0.5)]})
 def test_every_method_draws_and_its_samples_do_not_depend_on_the_batch(name, asked):
     worse = NETWORK._replace(velocity=lambda params, t, x, c: 0.5 * velocity(params, t, x, c))
     asked = {**asked, "weak": RUN._replace(network=worse)} if "weak" in asked else asked
-    method = sampling.Method("ab2", 6, guidance=name)
+    method = sampling.SamplerConfig("ab2", 6, guidance=name)
     whole = draw(devices=jax.devices()[:1], method=method, **asked)
     other = draw(devices=jax.devices()[:4], batch_size=4, method=method, **asked)
     np.testing.assert_allclose(whole.x, other.x, rtol=1e-4, atol=1e-5)
-    plain = draw(method=sampling.Method("ab2", 6), gamma=1.0)
+    plain = draw(method=sampling.SamplerConfig("ab2", 6), gamma=1.0)
     assert np.abs(whole.x - plain.x).max() > 1e-3
     extra = len(asked.get("negative", [])) + len(asked.get("compose", [])) + 1
     saved = int(name == "beta_cfg")  # its scale is 0 at t = 0: there the reference is all that is needed
@@ -228,38 +228,38 @@ def test_every_method_draws_and_its_samples_do_not_depend_on_the_batch(name, ask
 
 
 def test_reuse_and_schedules_and_cfg_pp():
-    few = draw(method=sampling.Method("ab2", 8, reuse=4))
+    few = draw(method=sampling.SamplerConfig("ab2", 8, reuse=4))
     assert (few.evaluations == 8 + 2).all()
-    assert np.abs(few.x - draw(method=sampling.Method("ab2", 8)).x).max() < 0.3
-    ramp = draw(method=sampling.Method("ab2", 8, schedule="linear"))
-    assert np.abs(ramp.x - draw(method=sampling.Method("ab2", 8)).x).max() > 1e-3
-    plus = draw(gamma=0.6, method=sampling.Method("ddim", 8, guidance="cfg_pp"))
+    assert np.abs(few.x - draw(method=sampling.SamplerConfig("ab2", 8)).x).max() < 0.3
+    ramp = draw(method=sampling.SamplerConfig("ab2", 8, schedule="linear"))
+    assert np.abs(ramp.x - draw(method=sampling.SamplerConfig("ab2", 8)).x).max() > 1e-3
+    plus = draw(gamma=0.6, method=sampling.SamplerConfig("ddim", 8, guidance="cfg_pp"))
     assert (plus.evaluations == 16).all()
 
 
 def test_a_grid_of_ones_own_and_a_fitted_one():
-    own = draw(method=sampling.Method("ab2", grid=tuple(i / 6 for i in range(7))))
-    np.testing.assert_allclose(own.x, draw(method=sampling.Method("ab2", 6)).x, atol=1e-5)
+    own = draw(method=sampling.SamplerConfig("ab2", grid=tuple(i / 6 for i in range(7))))
+    np.testing.assert_allclose(own.x, draw(method=sampling.SamplerConfig("ab2", 6)).x, atol=1e-5)
     assert (own.evaluations == 12).all()
 
-    method, away = sampling.Method("abm3", 4), ["beard=yes"]
+    method, away = sampling.SamplerConfig("abm3", 4), ["beard=yes"]
     grid = sampling.fit_grid(RUN, ["hat=red", ""] * 8, method=method, gamma=3.0, negative=away, iterations=10)
     assert len(grid) == 5
-    exact = draw(method=sampling.Method("dopri5", tolerance=1e-6), gamma=3.0, negative=away).x
+    exact = draw(method=sampling.SamplerConfig("dopri5", tolerance=1e-6), gamma=3.0, negative=away).x
     methods = method, method._replace(grid=grid)
     error = [np.abs(draw(method=m, gamma=3.0, negative=away).x - exact).mean() for m in methods]
     assert error[1] < 0.7 * error[0]
     with pytest.raises(UserError, match=r"a grid is fitted to ab2, .*; got renoise"):
-        sampling.fit_grid(RUN, ["hat=red"], method=sampling.Method("renoise"))
+        sampling.fit_grid(RUN, ["hat=red"], method=sampling.SamplerConfig("renoise"))
 
 
-PC = sampling.Method(steps=6, sampler="pc", corrections=2)
-FKC = sampling.Method(steps=8, sampler="fkc", particles=6, threshold=0.9)
+PC = sampling.SamplerConfig(steps=6, sampler="pc", corrections=2)
+FKC = sampling.SamplerConfig(steps=8, sampler="fkc", particles=6, threshold=0.9)
 
 
 def laws(**options):
     options = {"num": 5, "gamma": 2.5, "method": FKC, **options}
-    return sampling.sample_laws(RUN, options.pop("cond", "hat=red"), **options)
+    return sampling.sample_particles(RUN, options.pop("cond", "hat=red"), **options)
 
 
 def test_corrections_are_counted_and_drawn_alike_in_any_batch():
@@ -280,7 +280,7 @@ def test_a_law_depends_on_its_seed_and_number_alone(options):
     assert whole.evaluations == 8 * (3 if options else 2)
     np.testing.assert_allclose(np.exp(whole.log_weights).sum(1), 1, rtol=1e-5)
     assert np.abs(whole.log_z).max() > 1e-3
-    samples = sampling.equally(whole)
+    samples = sampling.resample_equal(whole)
     assert samples.shape == (30, *SHAPE)
     assert all(any((s == x).all() for x in whole.x[i // 6]) for i, s in enumerate(samples))
 
@@ -299,7 +299,7 @@ def test_a_law_in_the_place_of_null_and_a_proposal():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": sampling.Method()}, "call sample"),
+        ({"method": sampling.SamplerConfig()}, "call sample"),
         ({"method": FKC._replace(solver="heun")}, "sampler 'fkc' has no solver 'heun': there are euler_maruyama"),
         ({"method": FKC._replace(guidance="apg")}, "guidance = 'apg' is none"),
         ({"method": FKC._replace(interval=(0.2, 0.8))}, "interval = .* is none"),
@@ -323,11 +323,11 @@ def test_laws_need_a_plain_network():
         (RUN._replace(guided=True), "guided velocity already"),
     ):
         with pytest.raises(UserError, match=message):
-            sampling.sample_laws(other, "hat=red", method=FKC)
-    with pytest.raises(UserError, match="call sample_laws"):
+            sampling.sample_particles(other, "hat=red", method=FKC)
+    with pytest.raises(UserError, match="call sample_particles"):
         draw(method=FKC)
     with pytest.raises(UserError, match="unknown sampler 'smc': there are flow, pc, fkc"):
-        draw(method=sampling.Method(sampler="smc"))
+        draw(method=sampling.SamplerConfig(sampler="smc"))
 
 
 @pytest.mark.parametrize(
@@ -340,32 +340,47 @@ def test_laws_need_a_plain_network():
         ({"gamma_negative": np.inf, "negative": "beard=yes"}, "got gamma_negative and other weights inf"),
         ({"compose": ("beard=yes", 0.5)}, "compose takes pairs of condition and weight"),
         ({"num": 0}, "at least 1"),
-        ({"method": sampling.Method("huen")}, r"sampler 'flow' has no solver 'huen', did you mean 'heun'\?: there are"),
-        ({"method": sampling.Method(grid="log")}, "unknown grid 'log'"),
-        ({"method": sampling.Method(grid=(0.0, 0.5, 0.4, 1.0))}, "increase from 0 to 1; got 0, 0.5, 0.4, 1"),
-        ({"method": sampling.Method(grid=(0.1, 1.0))}, "increase from 0 to 1; got 0.1, 1"),
-        ({"method": sampling.Method(interval=(0.6, 0.2))}, "0 <= start < stop <= 1"),
-        ({"method": sampling.Method(replace_null=True)}, "one negative condition"),
-        ({"method": sampling.Method(rescale=2.0)}, "between 0 and 1"),
+        (
+            {"method": sampling.SamplerConfig("huen")},
+            r"sampler 'flow' has no solver 'huen', did you mean 'heun'\?: there are",
+        ),
+        ({"method": sampling.SamplerConfig(grid="log")}, "unknown grid 'log'"),
+        ({"method": sampling.SamplerConfig(grid=(0.0, 0.5, 0.4, 1.0))}, "increase from 0 to 1; got 0, 0.5, 0.4, 1"),
+        ({"method": sampling.SamplerConfig(grid=(0.1, 1.0))}, "increase from 0 to 1; got 0.1, 1"),
+        ({"method": sampling.SamplerConfig(interval=(0.6, 0.2))}, "0 <= start < stop <= 1"),
+        ({"method": sampling.SamplerConfig(replace_null=True)}, "one negative condition"),
+        ({"method": sampling.SamplerConfig(rescale=2.0)}, "between 0 and 1"),
         ({"gamma": 3e38}, "not finite"),
-        ({"method": sampling.Method(guidance="cgf")}, r"unknown guidance 'cgf', did you mean 'cfg'\?: there are apg"),
-        ({"method": sampling.Method(guidance="apg", settings=(("momentum", np.nan),))}, "got momentum = nan"),
-        ({"method": sampling.Method(guidance="apg", settings=(("r", 1.0),))}, "it takes parallel, largest, momentum"),
-        ({"method": sampling.Method(schedule="steep")}, "unknown schedule 'steep': there are beta"),
-        ({"method": sampling.Method(guidance="perp_neg")}, "needs a negative condition beside ∅"),
-        ({"method": sampling.Method(guidance="tcfg"), "negative": ["beard=yes"]}, "with a weight of its own makes two"),
-        ({"method": sampling.Method(guidance="autoguidance")}, "give --weak=DIR or --weak_step=N"),
-        ({"method": sampling.Method(guidance="perturbed")}, "give --perturb=skip=1"),
+        (
+            {"method": sampling.SamplerConfig(guidance="cgf")},
+            r"unknown guidance 'cgf', did you mean 'cfg'\?: there are apg",
+        ),
+        ({"method": sampling.SamplerConfig(guidance="apg", settings=(("momentum", np.nan),))}, "got momentum = nan"),
+        (
+            {"method": sampling.SamplerConfig(guidance="apg", settings=(("r", 1.0),))},
+            "it takes parallel, largest, momentum",
+        ),
+        ({"method": sampling.SamplerConfig(schedule="steep")}, "unknown schedule 'steep': there are beta"),
+        ({"method": sampling.SamplerConfig(guidance="perp_neg")}, "needs a negative condition beside ∅"),
+        (
+            {"method": sampling.SamplerConfig(guidance="tcfg"), "negative": ["beard=yes"]},
+            "with a weight of its own makes two",
+        ),
+        ({"method": sampling.SamplerConfig(guidance="autoguidance")}, "give --weak=DIR or --weak_step=N"),
+        ({"method": sampling.SamplerConfig(guidance="perturbed")}, "give --perturb=skip=1"),
         ({"weak": RUN}, "a weak run is for guidance 'autoguidance'; got 'cfg'"),
         (
-            {"method": sampling.Method(guidance="cfg_pp")},
+            {"method": sampling.SamplerConfig(guidance="cfg_pp")},
             "first-order step with a noise of its own: use ddim, not heun",
         ),
-        ({"method": sampling.Method("dopri5", guidance="feedback")}, "use a solver that takes --steps"),
-        ({"method": sampling.Method("dopri5", reuse=2)}, "use a solver that takes --steps"),
-        ({"method": sampling.Method(reuse=0)}, "steps, reuse and corrections must be at least 1"),
-        ({"method": sampling.Method(guidance="tcfg"), "compose": [("beard=yes", 1.0)]}, "composed by guidance 'cfg'"),
-        ({"method": sampling.Method(perturbation=Perturbation(skip=(1,)))}, "has no blocks"),
+        ({"method": sampling.SamplerConfig("dopri5", guidance="feedback")}, "use a solver that takes --steps"),
+        ({"method": sampling.SamplerConfig("dopri5", reuse=2)}, "use a solver that takes --steps"),
+        ({"method": sampling.SamplerConfig(reuse=0)}, "steps, reuse and corrections must be at least 1"),
+        (
+            {"method": sampling.SamplerConfig(guidance="tcfg"), "compose": [("beard=yes", 1.0)]},
+            "composed by guidance 'cfg'",
+        ),
+        ({"method": sampling.SamplerConfig(perturbation=Perturbation(skip=(1,)))}, "has no blocks"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
@@ -422,14 +437,14 @@ def test_command_line_end_to_end(digits, tmp_path):
     third = np.stack([np.asarray(Image.open(f)) for f in files])
     assert np.abs(x[10:15, ..., 0].astype(int) - third).max() <= 1
     run_in_python = sampling.sample(
-        sampling.load(digits), "3", num=5, gamma=3.0, negative=["8"], method=sampling.Method(steps=4), seed=2
+        sampling.load(digits), "3", num=5, gamma=3.0, negative=["8"], method=sampling.SamplerConfig(steps=4), seed=2
     )
     assert np.abs(run_in_python.x[..., 0].astype(int) - third).max() <= 1
 
 
 @pytest.mark.parametrize("solver", ["ab3", "renoise_2m", "dopri5"])
 def test_an_exported_sampler_runs_with_jax_alone(solver, tmp_path):
-    method = sampling.Method(solver, 6)
+    method = sampling.SamplerConfig(solver, 6)
     content = sampling.export(RUN, negative=["beard=yes"], gamma_negative=0.5, method=method, platforms=["cpu", "cuda"])
     (tmp_path / "sampler").write_bytes(content)
     expected = draw(negative=["beard=yes"], gamma_negative=0.5, method=method).x
@@ -468,7 +483,7 @@ def test_a_sampler_is_exported_and_served(digits, tmp_path):
         assert b"label is one of 0, 1, 2" in error.value.read()
     finally:
         server.kill()
-    method = sampling.Method("ab2", 4)
+    method = sampling.SamplerConfig("ab2", 4)
     own = sampling.sample(sampling.load(digits), "3", num=5, gamma=3.0, negative=["8"], method=method, seed=2).x
     assert x.shape == own.shape
     assert np.abs(x.astype(int) - own.astype(int)).max() <= 1
@@ -689,12 +704,12 @@ def test_the_verdict_on_null_is_kept_at_the_end_of_training(digits, tmp_path, mo
 
 
 def test_the_gap_is_drawn(tmp_path):
-    gap = sampling.gap(RUN, "hat=red", num=5, gamma=2.0, method=sampling.Method("ab3", 7))
+    gap = sampling.gap(RUN, "hat=red", num=5, gamma=2.0, method=sampling.SamplerConfig("ab3", 7))
     assert gap.difference.shape == gap.cosine.shape == (7, 5)
     pictures.save_gaps(tmp_path / "gap.png", {"γ = 2": gap}, "hat=red")
     assert Image.open(tmp_path / "gap.png").size[0] > 500
     with pytest.raises(UserError, match=r"measured along ab2, .*; got dopri5"):
-        sampling.gap(RUN, "hat=red", method=sampling.Method("dopri5"))
+        sampling.gap(RUN, "hat=red", method=sampling.SamplerConfig("dopri5"))
 
 
 def test_a_network_that_is_told_gamma_costs_one_evaluation():
@@ -706,15 +721,15 @@ def test_a_network_that_is_told_gamma_costs_one_evaluation():
         return (1 - gamma) * velocity(params, t, x, null(plain)) + gamma * velocity(params, t, x, plain)
 
     run = RUN._replace(network=NETWORK._replace(velocity=taught), gammas=(1.0, 4.0))
-    gamma, method = np.linspace(1, 4, 10), sampling.Method(steps=6)
+    gamma, method = np.linspace(1, 4, 10), sampling.SamplerConfig(steps=6)
     told = sampling.sample(run, "hat=red", num=10, gamma=gamma, method=method)
     guided = draw(gamma=gamma)
     np.testing.assert_allclose(told.x, guided.x, rtol=1e-4, atol=1e-5)
     assert (told.evaluations == 12).all()
     assert (guided.evaluations == 24).all()
-    with pytest.raises(UserError, match="was taught γ from 1 to 4"):
+    with pytest.raises(UserError, match=r"γ-conditioned, trained for γ in \[1, 4\]"):
         sampling.sample(run, "hat=red", num=2, gamma=5.0)
-    with pytest.raises(UserError, match="guided by the γ it is told"):
+    with pytest.raises(UserError, match="combines no references"):
         sampling.sample(run, "hat=red", num=2, gamma=2.0, negative=["beard=yes"])
     with pytest.raises(UserError, match="guided already"):
         sampling.sample(RUN._replace(guided=True), "hat=red", num=2, gamma=2.0)

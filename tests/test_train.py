@@ -501,7 +501,9 @@ def test_a_trained_network_is_the_exact_field(data_dir, tmp_path):
         u, v = trained.network.velocity(trained.params, t, x, c), exact(t, x, c)
         assert float(jnp.mean((u - v) ** 2) / jnp.mean(v**2)) < 0.02
 
-    s = sampling.sample(trained, [str(i) for i in range(8)] * 250, batch_size=2000, method=sampling.Method("rk4", 20))
+    s = sampling.sample(
+        trained, [str(i) for i in range(8)] * 250, batch_size=2000, method=sampling.SamplerConfig("rk4", 20)
+    )
     for k in range(8):
         own = s.x[k::8]
         np.testing.assert_allclose(own.mean(0), mixture2d.MEANS[k], atol=5 * mixture2d.STD / 250**0.5)

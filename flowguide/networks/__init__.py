@@ -6,8 +6,8 @@ from flowguide.networks.classifier import Classifier, log_probability
 from flowguide.networks.dit import SIZES, DiT
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
 from flowguide.networks.mlp import MLP
+from flowguide.networks.module import Network, Params, as_network, count_parameters
 from flowguide.networks.perturbation import Perturbation
-from flowguide.networks.seam import Network, Params, as_network, count_parameters
 from flowguide.networks.unet import UNet
 
 NETWORKS: dict[str, type[nnx.Module]] = {"mlp": MLP, "unet": UNet, "dit": DiT}

@@ -13,7 +13,7 @@ from flowguide.condition import Condition, Fields, Label
 from flowguide.networks.embed import TimeEmbedding
 from flowguide.networks.layers import Dense, check_sizes, computing_dtype, zeros
 from flowguide.networks.mlp import MLPBlock
-from flowguide.networks.seam import Network, Params
+from flowguide.networks.module import Network, Params
 from flowguide.typing import Array
 
 

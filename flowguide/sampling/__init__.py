@@ -12,11 +12,11 @@ to rounding: another batch size or number of devices is another program, which m
 one value in 10,000 then differs, by 1 of 255.
 """
 
-from flowguide.sampling.checks import check_together, settled
+from flowguide.sampling.checks import check_together, resolve_defaults
+from flowguide.sampling.config import ADAPTIVE, SAMPLERS, SOLVER_NAMES, STOCHASTIC, SamplerConfig, nodes
 from flowguide.sampling.draw import Samples, sample
 from flowguide.sampling.export import export
-from flowguide.sampling.laws import Laws, equally, sample_laws
-from flowguide.sampling.method import ADAPTIVE, SAMPLERS, SOLVER_NAMES, STOCHASTIC, Method, nodes
+from flowguide.sampling.particles import ParticleSamples, resample_equal, sample_particles
 from flowguide.sampling.pilots import check_fit, check_gap, fit_grid, gap
 from flowguide.sampling.run import Null, Run, check_null, guided_by_null, keep_null, kept_null, load
 
@@ -25,16 +25,15 @@ __all__ = [
     "SAMPLERS",
     "SOLVER_NAMES",
     "STOCHASTIC",
-    "Laws",
-    "Method",
     "Null",
+    "ParticleSamples",
     "Run",
+    "SamplerConfig",
     "Samples",
     "check_fit",
     "check_gap",
     "check_null",
     "check_together",
-    "equally",
     "export",
     "fit_grid",
     "gap",
@@ -43,7 +42,8 @@ __all__ = [
     "kept_null",
     "load",
     "nodes",
+    "resample_equal",
+    "resolve_defaults",
     "sample",
-    "sample_laws",
-    "settled",
+    "sample_particles",
 ]

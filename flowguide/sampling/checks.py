@@ -10,12 +10,12 @@ from flowguide.condition import Condition
 from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
 from flowguide.prompts import hint, listed
-from flowguide.sampling.method import ADAPTIVE, SAMPLERS, Method, Wanted, guided, nodes
+from flowguide.sampling.config import ADAPTIVE, SAMPLERS, SamplerConfig, SampleRequest, guided, nodes
 from flowguide.sampling.run import Run
 from flowguide.typing import Array
 
 
-def settled(method: Method) -> Method:
+def resolve_defaults(method: SamplerConfig) -> SamplerConfig:
     """The method with its solver and η said.
 
     Raises:
@@ -35,7 +35,7 @@ def settled(method: Method) -> Method:
     return method
 
 
-def _check_integration(method: Method) -> None:
+def _check_integration(method: SamplerConfig) -> None:
     known = SAMPLERS[method.sampler].solvers
     if method.solver not in known:
         raise UserError(
@@ -62,7 +62,7 @@ def _check_integration(method: Method) -> None:
         raise UserError(f"the tolerance must be positive; got {method.tolerance}")
 
 
-def _check_guidance(method: Method) -> None:
+def _check_guidance(method: SamplerConfig) -> None:
     for what, name, known in (
         ("guidance", method.guidance, guidance.methods.METHODS),
         ("schedule", method.schedule, guidance.SCHEDULES),
@@ -87,8 +87,8 @@ def _check_guidance(method: Method) -> None:
         )
 
 
-def _check_law(method: Method) -> None:
-    plain = Method()
+def _check_law(method: SamplerConfig) -> None:
+    plain = SamplerConfig()
     for name in ("guidance", "settings", "schedule", "interval", "rescale", "perturbation", "reuse"):
         if getattr(method, name) != getattr(plain, name):
             raise UserError(
@@ -107,20 +107,20 @@ def _check_law(method: Method) -> None:
         raise UserError(f"expected clip > 0; got {method.clip}")
 
 
-def check_together(method: Method, away: int = 0, others: int = 0, weak: bool = False) -> None:
+def check_together(method: SamplerConfig, negatives: int = 0, composed: int = 0, weak: bool = False) -> None:
     """Raises ``UserError`` where a method cannot be had with so many negative and further conditions.
 
     Args:
-      method: settled.
-      away: how many conditions are avoided.
-      others: how many are composed with the first.
+      method: resolve_defaults.
+      negatives: how many conditions are avoided.
+      composed: how many are composed with the first.
       weak: whether there is a worse run.
     """
-    if method.replace_null and away != 1:
-        raise UserError(f"replace_null puts one negative condition in the place of ∅; got {away} of them")
+    if method.replace_null and negatives != 1:
+        raise UserError(f"replace_null puts one negative condition in the place of ∅; got {negatives} of them")
     if method.guidance == "autoguidance" and not weak:
         raise UserError(
-            "guidance 'autoguidance' needs a worse network to move away from: give --weak=DIR or --weak_step=N, or "
+            "guidance 'autoguidance' needs a weaker network to move away from: give --weak=DIR or --weak_step=N, or "
             "weak=run in Python"
         )
     if weak and method.guidance != "autoguidance":
@@ -132,19 +132,19 @@ def check_together(method: Method, away: int = 0, others: int = 0, weak: bool = 
         return x
 
     one, empty = guidance.constant(1.0), Condition({}, {})
-    asked = guidance.methods.Asked(
+    inputs = guidance.methods.GuidanceInputs(
         velocity,
         empty,
         one,
         paths.linear(),
-        (empty,) * away,
+        (empty,) * negatives,
         None if method.replace_null else one,
-        ((empty, one),) * others,
+        ((empty, one),) * composed,
         None if method.solver in ADAPTIVE else nodes(method),
         velocity,
     )
     try:
-        guiding = guidance.methods.build(method.guidance, asked, method.rescale, **dict(method.settings))
+        guiding = guidance.methods.build(method.guidance, inputs, method.rescale, **dict(method.settings))
         whole = guidance.guide(velocity, empty, guiding, method.passes, method.reuse)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
@@ -155,13 +155,15 @@ def check_together(method: Method, away: int = 0, others: int = 0, weak: bool = 
         )
 
 
-def check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method, weak: Run | None = None) -> None:
-    """Raises ``UserError`` for what a run cannot draw; ``method`` is settled."""
-    gamma, away = wanted.gamma, wanted.away
+def check(
+    run: Run, request: SampleRequest, weights: np.ndarray, method: SamplerConfig, weak: Run | None = None
+) -> None:
+    """Raises ``UserError`` for what a run cannot draw; ``method`` is resolve_defaults."""
+    gamma, negatives = request.gamma, request.negatives
     for what, numbers in (("gamma", gamma), ("gamma_negative and other weights", weights)):
         if (bad := numbers[~np.isfinite(numbers)]).size:
             raise UserError(f"guidance scales must be finite; got {what} {bad[0]}")
-    check_together(method, len(away), len(wanted.others), weak is not None)
+    check_together(method, len(negatives), len(request.composed), weak is not None)
     if weak is not None and (weak.info.shape, weak.info.fields, weak.path) != (
         run.info.shape,
         run.info.fields,
@@ -171,16 +173,22 @@ def check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method, weak: R
     if run.gammas is not None:
         low, high = run.gammas
         if (outside := gamma[(gamma < low) | (gamma > high)]).size:
-            raise UserError(f"this network was taught γ from {low:g} to {high:g} and is told it; got {outside[0]:g}")
-        asked = away or wanted.others or weak, method.guidance, method.rescale, method.interval, method.schedule
+            raise UserError(
+                f"this network is γ-conditioned, trained for γ in [{low:g}, {high:g}]; got {outside[0]:g}"
+            )
+        asked = negatives or request.composed or weak, method.guidance, method.rescale, method.interval, method.schedule
         if asked[0] or asked[1:] != ("cfg", 0.0, None, "constant"):
             raise UserError(
-                "this network is guided by the γ it is told: negatives, intervals and the like need another"
+                "a γ-conditioned network combines no references: negatives, intervals and rules need another"
             )
         return
     if run.guided and (gamma > 1).any():
         raise UserError(f"this network is guided already (target model_guidance): use gamma 1; got {gamma.max():g}")
-    if not run.has_null and method.guidance != "autoguidance" and (away or (gamma != 1).any() or not _full(wanted.c)):
+    if (
+        not run.has_null
+        and method.guidance != "autoguidance"
+        and (negatives or (gamma != 1).any() or not _full(request.c))
+    ):
         raise UserError(
             "this network was trained without null dropout (drop_rate = 0), so it knows no ∅: give every field, "
             "gamma 1 and no negative, or train with drop_rate > 0"
@@ -189,7 +197,7 @@ def check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method, weak: R
         raise UserError(f"guidance cfg_pp is a first-order step with a noise of its own: use ddim, not {method.solver}")
     parts = run.network, weak and weak.network, False, run.path, method, (run.params, weak and weak.params)
     try:
-        guided(*parts, wanted, weights)
+        guided(*parts, request, weights)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
 

@@ -45,7 +45,7 @@ def conditions(cond: Cond, fields: Fields, num: int) -> Condition:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
 
 
-def negatives(negative: Cond | None) -> tuple[Cond, ...]:
+def negative_list(negative: Cond | None) -> tuple[Cond, ...]:
     """The negative conditions, of a list of them or of a single one."""
     if negative is None:
         return ()

@@ -16,9 +16,9 @@ from flowguide import guidance, paths, processes, solvers, tilted
 from flowguide.data import to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
-from flowguide.sampling.checks import check, settled
+from flowguide.sampling.checks import check, resolve_defaults
 from flowguide.sampling.conditions import Cond, number
-from flowguide.sampling.method import ADAPTIVE, DEFAULT, STOCHASTIC, Method, Wanted, ask, guided, nodes
+from flowguide.sampling.config import ADAPTIVE, DEFAULT, STOCHASTIC, SamplerConfig, SampleRequest, ask, guided, nodes
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
@@ -38,8 +38,8 @@ def layout(devices: Sequence[Device] | None) -> Layout:
 
 
 def shares(
-    wanted: Wanted, num: int, size: int, seed: int, over: Layout, progress: bool, each: int = 1
-) -> Iterator[tuple[int, PRNGKey, Wanted]]:
+    request: SampleRequest, num: int, size: int, seed: int, over: Layout, progress: bool, each: int = 1
+) -> Iterator[tuple[int, PRNGKey, SampleRequest]]:
     """``num`` draws in batches: how many of a batch count, a key for each draw, and what it is asked to be.
 
     Every batch has the same size, so that there is one program; the last one is filled up with repetitions. ``each`` is
@@ -52,7 +52,7 @@ def shares(
     with bar:
         for first in range(0, num, size):
             index = np.minimum(np.arange(first, first + size), num - 1)
-            cut = jax.tree.map(lambda a, index=index: np.asarray(a)[index], wanted)
+            cut = jax.tree.map(lambda a, index=index: np.asarray(a)[index], request)
             kept = min(size, num - first)
             yield kept, _keys(root, processes.put(index, over.split)), processes.put(cut, over.split)
             bar.update(kept * each)
@@ -64,7 +64,7 @@ def _keys(root: Array, index: Array) -> PRNGKey:
 
 
 def spread(draw: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """A jitted function of (params, keys, wanted, weights): each device draws its share, without a word to others."""
+    """A jitted function of (params, keys, request, weights): each device draws its share, without a word to others."""
     each, same = PartitionSpec("data"), PartitionSpec()
     return jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(same, each, each, same), out_specs=each, check_vma=False))
 
@@ -91,7 +91,7 @@ def sample(
     gamma_negative: float = 1.0,
     compose: Sequence[tuple[Cond, float]] = (),
     weak: Run | None = None,
-    method: Method = DEFAULT,
+    method: SamplerConfig = DEFAULT,
     seed: int = 0,
     batch_size: int = 64,
     devices: Sequence[Device] | None = None,
@@ -122,24 +122,26 @@ def sample(
     Raises:
       UserError: for settings that cannot be, before anything is computed, and where the samples are not finite.
     """
-    method = settled(method)
+    method = resolve_defaults(method)
     num = number(cond, num, 64, run.info.fields)
     if num < 1 or batch_size < 1:
         raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
     if method.sampler == "fkc":
-        raise UserError("sampler 'fkc' draws particles of a law together: call sample_laws")
-    wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative, compose)
-    check(run, wanted, weights, method, weak)
+        raise UserError("sampler 'fkc' draws particles of a law together: call sample_particles")
+    request, weights = ask(run, cond, num, gamma, negative, gamma_negative, compose)
+    check(run, request, weights, method, weak)
 
     over = layout(devices)
-    told = run.gammas is not None
-    program = _program(run.network, weak and weak.network, told, run.path, run.info.shape, method, over.mesh)
+    gamma_conditioned = run.gammas is not None
+    program = _program(
+        run.network, weak and weak.network, gamma_conditioned, run.path, run.info.shape, method, over.mesh
+    )
     params = processes.put((run.params, weak and weak.params), over.whole)
 
     drawn, cost = [], []
-    for kept, keys, share in shares(wanted, num, batch_size, seed, over, progress):
+    for kept, keys, share in shares(request, num, batch_size, seed, over, progress):
         x, status, cost_each = program(params, keys, share, weights)
-        x, status, cost_each = (processes.whole(a) for a in (x, status, cost_each))
+        x, status, cost_each = (processes.gather(a) for a in (x, status, cost_each))
         if np.any(status == solvers.Status.NOT_FINITE):
             raise UserError(f"{method.solver} met a velocity that is not finite: lower gamma, or train longer")
         if np.any(status != solvers.Status.DONE):
@@ -154,18 +156,23 @@ def sample(
 
 
 def drawing(
-    network: Network, weak: Network | None, told: bool, path: str, shape: tuple[int, ...], method: Method
-) -> Callable[[PyTree, PRNGKey, Wanted, Array], tuple[Array, Array, Array]]:
-    """The sampler (params, keys, wanted, weights) -> samples, statuses and evaluations ``(B,)``; not jitted."""
+    network: Network,
+    weak: Network | None,
+    gamma_conditioned: bool,
+    path: str,
+    shape: tuple[int, ...],
+    method: SamplerConfig,
+) -> Callable[[PyTree, PRNGKey, SampleRequest, Array], tuple[Array, Array, Array]]:
+    """The sampler (params, keys, request, weights) -> samples, statuses and evaluations ``(B,)``; not jitted."""
 
-    def draw(params: PyTree, keys: PRNGKey, wanted: Wanted, weights: Array) -> tuple[Array, Array, Array]:
-        velocity, rules = guided(network, weak, told, path, method, params, wanted, weights)
+    def draw(params: PyTree, keys: PRNGKey, request: SampleRequest, weights: Array) -> tuple[Array, Array, Array]:
+        velocity, rules = guided(network, weak, gamma_conditioned, path, method, params, request, weights)
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         if method.solver in ADAPTIVE:
             edges = [t for t in method.interval or () if 0 < t < 1]
             ts = jnp.array([0.0, *edges, 1.0])
             tolerance = method.tolerance
-            pair = solvers.PAIRS[str(method.solver)]
+            pair = solvers.EMBEDDED_TABLEAUX[str(method.solver)]
             s = solvers.solve_adaptive(velocity, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
             middle = (ts[:-1] + ts[1:]) / 2
             cost = jnp.sum(s.evaluations * jax.vmap(partial(guidance.evaluations_at, rules))(middle))
@@ -191,11 +198,11 @@ def drawing(
 def _program(
     network: Network,
     weak: Network | None,
-    told: bool,
+    gamma_conditioned: bool,
     path: str,
     shape: tuple[int, ...],
-    method: Method,
+    method: SamplerConfig,
     mesh: jax.sharding.Mesh,
 ):
     """The jitted sampler."""
-    return spread(drawing(network, weak, told, path, shape, method), mesh)
+    return spread(drawing(network, weak, gamma_conditioned, path, shape, method), mesh)

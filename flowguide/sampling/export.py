@@ -14,10 +14,10 @@ from flowguide import prompts
 from flowguide.condition import Condition, given
 from flowguide.data import to_image
 from flowguide.errors import UserError
-from flowguide.sampling.checks import check, settled
+from flowguide.sampling.checks import check, resolve_defaults
 from flowguide.sampling.conditions import Cond
+from flowguide.sampling.config import DEFAULT, SamplerConfig, SampleRequest, ask
 from flowguide.sampling.draw import drawing
-from flowguide.sampling.method import DEFAULT, Method, Wanted, ask
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, PyTree
 
@@ -30,7 +30,7 @@ def export(
     negative: Cond = (),
     gamma_negative: float = 1.0,
     compose: Sequence[tuple[str, float]] = (),
-    method: Method = DEFAULT,
+    method: SamplerConfig = DEFAULT,
     platforms: Sequence[str] = PLATFORMS,
 ) -> bytes:
     """The sampler ``(seed, index, gamma, value, present) -> x``, for ``jax.export.deserialize``.
@@ -55,16 +55,16 @@ def export(
     Raises:
       UserError: for settings that cannot be.
     """
-    method = settled(method)
+    method = resolve_defaults(method)
     if method.sampler == "fkc":
         raise UserError("sampler 'fkc' draws particles together: only samplers of single samples are exported")
-    fields, told = run.info.fields, run.gammas is not None
+    fields, gamma_conditioned = run.info.fields, run.gammas is not None
     each = {name: prompts.blank(field) for name, field in fields.items()}
     anything = given({name: a[None] for name, a in each.items()})
     gamma = run.gammas[0] if run.gammas is not None else 1.0
     asked, weights = ask(run, anything, 1, gamma, negative, gamma_negative, compose)
     check(run, asked, weights, method)
-    draw = drawing(run.network, None, told, run.path, run.info.shape, method)
+    draw = drawing(run.network, None, gamma_conditioned, run.path, run.info.shape, method)
 
     def sampler(seed: Array, index: Array, gamma: Array, value: PyTree, present: PyTree) -> Array:
         def same(c: Condition) -> Condition:
@@ -72,9 +72,9 @@ def export(
 
         root = jax.random.key(seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
-        away, others = (tuple(same(c) for c in cs) for cs in (asked.away, asked.others))
-        wanted: Any = Wanted(Condition(value, present), away, others, gamma)  # pyright: ignore[reportArgumentType]
-        x, *_ = draw((run.params, None), keys, wanted, jnp.asarray(weights))
+        away, others = (tuple(same(c) for c in cs) for cs in (asked.negatives, asked.composed))
+        request: Any = SampleRequest(Condition(value, present), away, others, gamma)  # pyright: ignore[reportArgumentType]
+        x, *_ = draw((run.params, None), keys, request, jnp.asarray(weights))
         return to_image(x) if run.info.kind == "image" else x
 
     (b,) = jax_export.symbolic_shape("b")

@@ -10,9 +10,9 @@ import numpy as np
 
 from flowguide import guidance, paths, solvers
 from flowguide.errors import UserError
-from flowguide.sampling.checks import check, settled
+from flowguide.sampling.checks import check, resolve_defaults
 from flowguide.sampling.conditions import Cond, number
-from flowguide.sampling.method import DEFAULT, Method, ask, guided, nodes
+from flowguide.sampling.config import DEFAULT, SamplerConfig, ask, guided, nodes
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, PyTree
 
@@ -24,14 +24,14 @@ def fit_grid(
     gamma: float | np.ndarray = 1.0,
     negative: Cond = (),
     gamma_negative: float = 1.0,
-    method: Method = DEFAULT,
+    method: SamplerConfig = DEFAULT,
     seed: int = 0,
     iterations: int = 30,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[float, ...]:
     """The grid of ``method.steps`` steps on which these guided samples come closest to the exact flow.
 
-    ``solvers.fit_grid`` with pilot noise of its own, on one device; the nodes are for ``Method.grid``.
+    ``solvers.fit_grid`` with pilot noise of its own, on one device; the nodes are for ``SamplerConfig.grid``.
 
     Args:
       run: from ``load``.
@@ -47,13 +47,13 @@ def fit_grid(
     Raises:
       UserError: for settings that cannot be, and solvers that no grid can be fitted to.
     """
-    method = settled(method)
+    method = resolve_defaults(method)
     check_fit(method)
     num = number(cond, None, 1, run.info.fields)
-    wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative)
-    check(run, wanted, weights, method)
-    told = run.gammas is not None
-    velocity, _ = guided(run.network, None, told, run.path, method, (run.params, None), wanted, weights)
+    request, weights = ask(run, cond, num, gamma, negative, gamma_negative)
+    check(run, request, weights, method)
+    gamma_conditioned = run.gammas is not None
+    velocity, _ = guided(run.network, None, gamma_conditioned, run.path, method, (run.params, None), request, weights)
     key = jax.random.fold_in(jax.random.key(seed), 2**31)  # no sample has this number
     noise = jax.random.normal(key, (num, *run.info.shape))
     solver = solvers.SOLVERS[str(method.solver)](paths.PATHS[run.path]())
@@ -64,13 +64,13 @@ def fit_grid(
     return tuple(float(t) for t in ts)
 
 
-def check_fit(method: Method) -> None:
-    """Raises ``UserError`` where no grid can be fitted; ``method`` is settled."""
+def check_fit(method: SamplerConfig) -> None:
+    """Raises ``UserError`` where no grid can be fitted; ``method`` is resolve_defaults."""
     _check_deterministic(method, "a grid is fitted to")
 
 
-def check_gap(method: Method, run: Run | None = None) -> None:
-    """Raises ``UserError`` where ``gap`` has nothing to measure along, or of a run; ``method`` is settled."""
+def check_gap(method: SamplerConfig, run: Run | None = None) -> None:
+    """Raises ``UserError`` where ``gap`` has nothing to measure along, or of a run; ``method`` is resolve_defaults."""
     _check_deterministic(method, "the gap is measured along")
     if method.guidance == "autoguidance":
         raise UserError("the gap is that of one network, u(x, c) and u(x, ∅); got guidance 'autoguidance'")
@@ -86,7 +86,7 @@ def gap(
     gamma: float = 1.0,
     negative: Cond = (),
     gamma_negative: float = 1.0,
-    method: Method = DEFAULT,
+    method: SamplerConfig = DEFAULT,
     seed: int = 0,
 ) -> guidance.Gap:
     """How u(x, c) and u(x, ∅) differ along a guided solve, see ``guidance.gap``; arguments as in ``sample``.
@@ -94,21 +94,21 @@ def gap(
     Raises:
       UserError: for settings that cannot be, and solvers that have no steps of their own or no reference to look at.
     """
-    method = settled(method)
+    method = resolve_defaults(method)
     check_gap(method, run)
-    wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative)
-    check(run, wanted, weights, method)
+    request, weights = ask(run, cond, num, gamma, negative, gamma_negative)
+    check(run, request, weights, method)
     solver = solvers.SOLVERS[str(method.solver)](paths.PATHS[run.path]())
 
     @jax.jit
     def measured(params: PyTree, x0: Array) -> guidance.Gap:
-        velocity, _ = guided(run.network, None, False, run.path, method, (params, None), wanted, weights)
-        return guidance.gap(partial(run.network.velocity, params), wanted.c, solver, velocity, x0, nodes(method))
+        velocity, _ = guided(run.network, None, False, run.path, method, (params, None), request, weights)
+        return guidance.gap(partial(run.network.velocity, params), request.c, solver, velocity, x0, nodes(method))
 
     return measured(run.params, jax.random.normal(jax.random.key(seed), (num, *run.info.shape)))
 
 
-def _check_deterministic(method: Method, what: str) -> None:
+def _check_deterministic(method: SamplerConfig, what: str) -> None:
     if method.solver not in solvers.SOLVERS or method.sampler != "flow":
         names = ", ".join(sorted(solvers.SOLVERS))
         raise UserError(f"{what} {names}; got {method.solver}, sampler {method.sampler}")

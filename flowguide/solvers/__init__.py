@@ -59,16 +59,16 @@ STOCHASTIC: dict[str, Callable[[Path, PRNGKey, float | Array], Solver]] = {
 }
 
 # Embedded pairs for ``solve_adaptive``.
-PAIRS: dict[str, Tableau] = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
+EMBEDDED_TABLEAUX: dict[str, Tableau] = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 __all__ = [
     "BOSH3",
     "DIFFUSIONS",
     "DOPRI5",
+    "EMBEDDED_TABLEAUX",
     "EULER",
     "HEUN",
     "MIDPOINT",
-    "PAIRS",
     "RALSTON",
     "RK4",
     "SOLVERS",

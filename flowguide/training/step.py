@@ -13,7 +13,7 @@ import optax
 from flowguide import condition
 from flowguide.losses import Recipe, example_keys, flow_matching
 from flowguide.networks import Network
-from flowguide.networks.seam import Apply
+from flowguide.networks.module import Apply
 from flowguide.training import ema
 from flowguide.typing import Array, PRNGKey, PyTree
 

@@ -217,17 +217,17 @@ def plus_plus():
     return cfg(V, NULL, g(T) * a_next / (a_next - a * b_next / b))
 
 
-ONE = {"away": (CONDITIONS["away"],), "gamma_negative": N}
-TWO = {"away": (CONDITIONS["away"], CONDITIONS["other"]), "gamma_negative": N}
+ONE = {"negatives": (CONDITIONS["away"],), "gamma_negative": N}
+TWO = {"negatives": (CONDITIONS["away"], CONDITIONS["other"]), "gamma_negative": N}
 SPREAD = float(np.median(lengths(data("trig", T, X, V) - data("trig", T, X, NULL))))
-# name: (what is asked, settings, what the first step must give)
+# name: (what is inputs, settings, what the first step must give)
 METHODS = {
     "cfg": ({}, {}, lambda: cfg(V, NULL, g(T))),
     "cfg, rescaled": ({}, {"rescale": 0.3}, lambda: rescaled(0.3)),
-    "cfg, replaced": ({"away": (CONDITIONS["away"],)}, {}, lambda: cfg(V, AWAY, g(T))),
+    "cfg, replaced": ({"negatives": (CONDITIONS["away"],)}, {}, lambda: cfg(V, AWAY, g(T))),
     "cfg, negatives": (TWO, {}, RULES["cfg_negative"][2]),
     "cfg, composed": (
-        {**ONE, "others": ((CONDITIONS["other"], lambda t: 0.6 * G(t)),)},
+        {**ONE, "composed": ((CONDITIONS["other"], lambda t: 0.6 * G(t)),)},
         {},
         lambda: cfg(V, NULL, g(T)) + column(0.6 * g(T)) * (OTHER - NULL) - column(n(T)) * (AWAY - NULL),
     ),
@@ -261,19 +261,19 @@ def answers(t, x, c):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_first_step_of_a_method_is_its_formula(name):
-    asked, options, expected = METHODS[name]
-    asked = guidance.methods.Asked(
+    inputs, options, expected = METHODS[name]
+    inputs = guidance.methods.GuidanceInputs(
         answers,
         CONDITIONS["own"],
         G,
         paths.trig(),
         ts=jnp.asarray(STEPS),
-        worse=lambda t, x, c: answers(t, x, c) / 2,
-        **asked,
+        weak=lambda t, x, c: answers(t, x, c) / 2,
+        **inputs,
     )
-    rules = guidance.methods.build(name.split(",")[0], asked, **options)
+    rules = guidance.methods.build(name.split(",")[0], inputs, **options)
     with jax.disable_jit():
-        u = solvers.solver.as_stateful(guidance.guide(answers, asked.c, rules))
+        u = solvers.solver.as_stateful(guidance.guide(answers, inputs.c, rules))
         got, _ = u.apply(u.init(jnp.asarray(X)), jnp.float64(T), jnp.asarray(X))
     np.testing.assert_allclose(got, expected(), rtol=1e-5, atol=1e-6)
 
@@ -284,8 +284,8 @@ def test_every_method_has_its_formula():
 
 def test_fdg_guides_the_fine_levels_fine_times_as_much():
     v, ref = np.random.default_rng(2).normal(size=(2, B, 8, 6, 2))
-    asked = guidance.methods.Asked(answers, CONDITIONS["own"], G, paths.trig())
-    rule = guidance.methods.build("fdg", asked, fine=2.4, levels=3).rule
+    inputs = guidance.methods.GuidanceInputs(answers, CONDITIONS["own"], G, paths.trig())
+    rule = guidance.methods.build("fdg", inputs, fine=2.4, levels=3).rule
     *fine, coarse = projection.laplacian(jnp.asarray(v - ref), 3)
     extra = (g(T) - 1)[:, None, None, None]
     expected = v + extra * (2.4 * sum(map(np.asarray, fine)) + np.asarray(coarse))

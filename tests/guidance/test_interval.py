@@ -44,13 +44,13 @@ def counted(calls):
     return Network(lambda key: jnp.float32(1.0), counting)
 
 
-def guided(method, gamma, calls, away=(), n=0.5, others=()):
+def guided(method, gamma, calls, negatives=(), n=0.5, composed=()):
     """As ``sampling.sample`` makes it."""
     network = counted(calls)
-    wanted = sampling.method.Wanted(C, away, tuple(c for c, _ in others), np.full(B, gamma, np.float32))
-    weights = np.array([n, *(w for _, w in others)], np.float32)
+    wanted = sampling.config.SampleRequest(C, negatives, tuple(c for c, _ in composed), np.full(B, gamma, np.float32))
+    weights = np.array([n, *(w for _, w in composed)], np.float32)
     params = jnp.float32(1.0), jnp.float32(0.5)
-    return sampling.method.guided(network, network, False, "linear", method, params, wanted, weights)
+    return sampling.config.guided(network, network, False, "linear", method, params, wanted, weights)
 
 
 def toy(network):
@@ -66,11 +66,11 @@ def settings(**numbers):
 # 1 is the conditional velocity alone (at γ = 1) or the one reference alone (at γ = 0), where the formula says so.
 TABLE = {
     "cfg": ({}, {}, (1, 1, 2)),
-    "cfg, negative for null": ({"replace_null": True}, {"away": (D,)}, (1, 1, 2)),
-    "cfg, negative": ({}, {"away": (D,)}, (2, 3, 3)),
-    "cfg, negative of no weight": ({}, {"away": (D,), "n": 0.0}, (2, 1, 3)),
-    "cfg, composed": ({}, {"others": ((E, 0.5),)}, (2, 3, 3)),
-    "cfg, composed with a negative": ({}, {"others": ((E, 0.5),), "away": (D,)}, (3, 4, 4)),
+    "cfg, negative for null": ({"replace_null": True}, {"negatives": (D,)}, (1, 1, 2)),
+    "cfg, negative": ({}, {"negatives": (D,)}, (2, 3, 3)),
+    "cfg, negative of no weight": ({}, {"negatives": (D,), "n": 0.0}, (2, 1, 3)),
+    "cfg, composed": ({}, {"composed": ((E, 0.5),)}, (2, 3, 3)),
+    "cfg, composed with a negative": ({}, {"composed": ((E, 0.5),), "negatives": (D,)}, (3, 4, 4)),
     "cfg, rescaled": ({"rescale": 0.7}, {}, (2, 1, 2)),
     "zero_star": ({}, {}, (2, 1, 2)),
     "apg": ({}, {}, (2, 1, 2)),
@@ -82,12 +82,12 @@ TABLE = {
     "cfg_pp": ({"solver": "ddim"}, {}, (1, 2, 2)),
     "feedback": ({}, {}, (1, 2, 2)),  # γ multiplies what it finds: 0 is conditional sampling
     "feedback, pi of 1": (settings(pi=1.0), {}, (1, 1, 1)),
-    "perp_neg": ({}, {"away": (D, E)}, (4, 4, 4)),
-    "perp_neg of no weight": ({}, {"away": (D, E), "n": 0.0}, (3, 1, 4)),
-    "contrastive": ({}, {"away": (D, E)}, (3, 4, 4)),
-    "contrastive, tau of 0": (settings(tau=0.0), {"away": (D, E), "n": 0.0}, (3, 1, 4)),
-    "dng": ({}, {"away": (D,)}, (2, 3, 3)),
-    "dng of no weight": ({}, {"away": (D,), "n": 0.0}, (2, 1, 3)),
+    "perp_neg": ({}, {"negatives": (D, E)}, (4, 4, 4)),
+    "perp_neg of no weight": ({}, {"negatives": (D, E), "n": 0.0}, (3, 1, 4)),
+    "contrastive": ({}, {"negatives": (D, E)}, (3, 4, 4)),
+    "contrastive, tau of 0": (settings(tau=0.0), {"negatives": (D, E), "n": 0.0}, (3, 1, 4)),
+    "dng": ({}, {"negatives": (D,)}, (2, 3, 3)),
+    "dng of no weight": ({}, {"negatives": (D,), "n": 0.0}, (2, 1, 3)),
     "autoguidance": ({}, {}, (1, 1, 2)),
     "perturbed": ({}, {}, (3, 3, 3)),
     "perturbed of no strength": (settings(strength=0.0), {}, (1, 1, 2)),
@@ -99,18 +99,18 @@ def test_every_method_is_in_the_table():
 
 
 def of(name, interval=INTERVAL):
-    options, asked, costs = TABLE[name]
-    method = sampling.Method(guidance=name.split(",")[0].split(" ")[0], steps=STEPS, interval=interval)
-    return method._replace(**{"solver": "euler", **options}), asked, costs
+    options, inputs, costs = TABLE[name]
+    method = sampling.SamplerConfig(guidance=name.split(",")[0].split(" ")[0], steps=STEPS, interval=interval)
+    return method._replace(**{"solver": "euler", **options}), inputs, costs
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_evaluations_made_are_those_needed_and_those_reported(name):
-    method, asked, costs = of(name)
+    method, inputs, costs = of(name)
     with jax.disable_jit():
         for gamma, cost in zip((0.0, 1.0, 3.0), costs, strict=True):
             calls = []
-            u, rules = guided(method, gamma, calls, **asked)
+            u, rules = guided(method, gamma, calls, **inputs)
             calls.clear()
             solvers.solve(solvers.euler(), u, X, TS)
             assert sum(calls) == (STEPS - INSIDE) + cost * INSIDE
@@ -120,10 +120,10 @@ def test_evaluations_made_are_those_needed_and_those_reported(name):
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
     """Exactly, whatever the method and its memory; for a batch of times, for those of its members."""
-    method, asked, (*_, cost) = of(name)
+    method, inputs, (*_, cost) = of(name)
     times_of_each = jnp.array([0.1, 0.5, 0.9])
     with jax.disable_jit():
-        u, _ = guided(method, 3.0, [], **asked)
+        u, _ = guided(method, 3.0, [], **inputs)
         u = as_stateful(u)
         start = u.init(X)
         conditional = bind(field, C)
@@ -143,10 +143,10 @@ def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
 @pytest.mark.parametrize("steps", [10, 20, 25])
 def test_both_ends_are_inside(steps):
     """At the nodes of a grid too, whose floats are those that one writes."""
-    ts, whole = times.grid(steps), guided(sampling.Method(solver="euler"), 3.0, [])[0]
+    ts, whole = times.grid(steps), guided(sampling.SamplerConfig(solver="euler"), 3.0, [])[0]
     for first in range(steps // 2):
         last = steps - 1 - first
-        method = sampling.Method(solver="euler", interval=(first / steps, last / steps))
+        method = sampling.SamplerConfig(solver="euler", interval=(first / steps, last / steps))
         u, rules = guided(method, 3.0, [])
         assert guidance.network_evaluations(solvers.euler(), rules, ts) == steps + last - first + 1
     for t in (ts[first], ts[last]):
@@ -156,10 +156,10 @@ def test_both_ends_are_inside(steps):
 @pytest.mark.parametrize("name", ["dng", "feedback", "apg, momentum"])
 def test_a_memory_pauses_outside_and_starts_at_the_edge(name):
     """Inside, steps are those of a solve that starts at the interval's first node with a memory that is new."""
-    method, asked, _ = of(name)
+    method, inputs, _ = of(name)
     with jax.disable_jit():
-        u, _ = guided(method, 3.0, [], **asked)
-        whole, _ = guided(method._replace(interval=None), 3.0, [], **asked)
+        u, _ = guided(method, 3.0, [], **inputs)
+        whole, _ = guided(method._replace(interval=None), 3.0, [], **inputs)
         states = solvers.solve(solvers.heun(), u, X, TS, trajectory=True)
         # The second stage of the step to 0.4 is inside already, with nothing remembered.
         inside = solvers.solve(solvers.euler(), whole, states[4], TS[4:7], trajectory=True)
@@ -193,9 +193,9 @@ def test_posterior_estimates_leave_out_the_step_across_a_pause():
 @pytest.mark.parametrize("name", ["feedback", "apg, momentum"])
 def test_a_scale_that_is_neutral_at_some_step_does_not_pause_the_memory(name):
     """--schedule=linear is 1 at t = 0: that step is remembered all the same."""
-    method, asked, _ = of(name, interval=None)
+    method, inputs, _ = of(name, interval=None)
     with jax.disable_jit():
-        u, rules = guided(method._replace(schedule="linear"), 3.0, [], **asked)
+        u, rules = guided(method._replace(schedule="linear"), 3.0, [], **inputs)
         memory = u.init(X)
         _, memory = u.apply(memory, jnp.float32(0.0), X)
         got, _ = u.apply(memory, jnp.float32(0.1), X)
@@ -210,7 +210,7 @@ def test_a_scale_that_is_neutral_at_some_step_does_not_pause_the_memory(name):
 @pytest.mark.parametrize("name", ["dng", "beta_cfg"])
 def test_compiled_solves_make_the_evaluations_they_report(name, solver):
     """γ is traced: one program for all of its values."""
-    method, asked, _ = of(name)
+    method, inputs, _ = of(name)
     calls, s = [], solvers.SOLVERS[solver](P)
 
     def counting(params, t, x, c):
@@ -221,9 +221,9 @@ def test_compiled_solves_make_the_evaluations_they_report(name, solver):
 
     @jax.jit
     def run(gamma):
-        wanted = sampling.method.Wanted(C, asked.get("away", ()), (), jnp.full(B, gamma))
+        wanted = sampling.config.SampleRequest(C, inputs.get("negatives", ()), (), jnp.full(B, gamma))
         params = jnp.float32(1.0), None
-        u, rules = sampling.method.guided(network, None, False, "linear", method, params, wanted, jnp.array([0.5]))
+        u, rules = sampling.config.guided(network, None, False, "linear", method, params, wanted, jnp.array([0.5]))
         return solvers.solve(s, u, X, TS), guidance.network_evaluations(s, rules, TS)
 
     for gamma in (0.0, 1.0, 3.0):
@@ -243,7 +243,7 @@ def test_an_adaptive_solver_reports_the_evaluations_it_makes(name):
         return velocity(params, t, x, c)
 
     run = toy(Network(lambda key: jnp.float32(1.0), counting))
-    method = sampling.Method("dopri5", guidance=name, interval=(0.5, 0.9), tolerance=1e-2)
+    method = sampling.SamplerConfig("dopri5", guidance=name, interval=(0.5, 0.9), tolerance=1e-2)
     weak = run if name == "autoguidance" else None
     drawn = sampling.sample(run, "kind=a", num=B, gamma=3.0, weak=weak, method=method, devices=jax.devices()[:1])
     jax.effects_barrier()
@@ -253,6 +253,6 @@ def test_an_adaptive_solver_reports_the_evaluations_it_makes(name):
 @pytest.mark.parametrize("schedule", sorted(set(guidance.SCHEDULES) - {"constant"}))
 def test_the_strength_of_cfg_pp_is_not_scheduled(schedule):
     run = toy(counted([]))
-    method = sampling.Method("ddim", guidance="cfg_pp", schedule=schedule)
+    method = sampling.SamplerConfig("ddim", guidance="cfg_pp", schedule=schedule)
     with pytest.raises(UserError, match="use schedule 'constant', not"):
         sampling.sample(run, "kind=a", num=2, gamma=0.6, method=method)

@@ -12,7 +12,7 @@ from flowguide.data import DataInfo
 def test_an_exported_network_draws_the_same_for_any_number(tiny):
     _, network, _, params, _ = tiny
     run = sampling.Run(DataInfo("toy", SHAPE, "points", FIELDS), network, params, 1, True, "linear")
-    method, c = sampling.Method("ab2", 3), full_condition()
+    method, c = sampling.SamplerConfig("ab2", 3), full_condition()
     sampler = export.deserialize(bytearray(sampling.export(run, method=method, platforms=["cpu"])))
     expected = sampling.sample(run, c, gamma=1.5, method=method, devices=jax.devices()[:1]).x
     index, gamma = np.arange(3, dtype=np.int32), np.full(3, 1.5, np.float32)

@@ -11,7 +11,7 @@ from flowguide import solvers
 ENDS = jnp.array([0.0, 1.0])
 
 
-@pytest.mark.parametrize("pair", sorted(solvers.PAIRS))
+@pytest.mark.parametrize("pair", sorted(solvers.EMBEDDED_TABLEAUX))
 @pytest.mark.parametrize(("reverse", "per_sample"), [(False, False), (True, True)])
 def test_error_follows_the_tolerance(pair, reverse, per_sample):
     with jax.enable_x64(True):
@@ -22,7 +22,7 @@ def test_error_follows_the_tolerance(pair, reverse, per_sample):
         def velocity(t, x):
             return problem(t[:, None] if per_sample else t, x)
 
-        options = {"tableau": solvers.PAIRS[pair], "per_sample": per_sample}
+        options = {"tableau": solvers.EMBEDDED_TABLEAUX[pair], "per_sample": per_sample}
         for tolerance in (1e-4, 1e-6, 1e-8):
             s = solvers.solve_adaptive(velocity, exact(start, x0), ts, rtol=tolerance, atol=tolerance, **options)
             assert bool(s.success)
@@ -94,10 +94,10 @@ def test_failures_have_a_status_inside_jit():
     assert int(evaluations) == int(run(jnp.array([1.0, 0.0, -1.0]))[2])
 
 
-@pytest.mark.parametrize("pair", sorted(solvers.PAIRS))
+@pytest.mark.parametrize("pair", sorted(solvers.EMBEDDED_TABLEAUX))
 def test_vmap_is_each_on_its_own(pair):
     x = jnp.array([[1.0, 2.0], [-3.0, 0.1]])
-    run = lambda x: solvers.solve_adaptive(problem, x, ENDS, tableau=solvers.PAIRS[pair])  # noqa: E731
+    run = lambda x: solvers.solve_adaptive(problem, x, ENDS, tableau=solvers.EMBEDDED_TABLEAUX[pair])  # noqa: E731
     many = jax.vmap(run)(x)
     for i in range(2):
         one = run(x[i])

@@ -36,7 +36,7 @@ def make(name):
 
 
 def test_every_solver_is_in_the_table():
-    assert set(ORDER) == set(solvers.SOLVERS) | set(solvers.PAIRS)
+    assert set(ORDER) == set(solvers.SOLVERS) | set(solvers.EMBEDDED_TABLEAUX)
 
 
 def problem(t, x):
@@ -237,10 +237,10 @@ def test_refuses_velocities_that_do_not_fit(velocity, x, message, how):
         HOW[how](velocity, x, times.grid(1))
 
 
-@pytest.mark.parametrize("name", sorted(solvers.PAIRS))
+@pytest.mark.parametrize("name", sorted(solvers.EMBEDDED_TABLEAUX))
 def test_tableaux_meet_the_order_conditions(name):
     """Of trees up to order 4, for the weights; one order less for the embedded ones (Hairer et al. 1993, §II.2)."""
-    table = solvers.PAIRS[name]
+    table = solvers.EMBEDDED_TABLEAUX[name]
     stages, c = len(table.nodes), np.array(table.nodes)
     a = np.zeros((stages, stages))
     for i, row in enumerate(table.matrix):

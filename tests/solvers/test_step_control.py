@@ -69,7 +69,7 @@ def integrate(f, x, ts, method, order, rtol, atol):
 def test_every_step_is_that_of_the_reference(name, ts, rtol, atol):
     """One step for the batch: the norm is a mean over all that there is, and so is that of each sample on its own."""
     method, order = METHODS[name]
-    options = {"rtol": rtol, "atol": atol, "tableau": solvers.PAIRS[name]}
+    options = {"rtol": rtol, "atol": atol, "tableau": solvers.EMBEDDED_TABLEAUX[name]}
     with jax.enable_x64(True):
         x, rate = jnp.asarray(START), jnp.asarray(RATE)
         together = solvers.solve_adaptive(lambda t, x: slope(jnp, t, x, rate), x, jnp.array(ts), **options)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowguide.training.logs import Log, bytes_on, device_memory
-from flowguide.training.spread import data_parallel, fsdp, lay_out
+from flowguide.training.parallel import data_parallel, fsdp, lay_out
 
 
 def test_memory_of_a_device_that_says_and_of_one_that_does_not():

@@ -14,18 +14,18 @@ from flowguide import paths, processes, solvers, tilted
 from flowguide.data import to_image
 from flowguide.errors import UserError
 from flowguide.networks import Network
-from flowguide.sampling.checks import check, settled
+from flowguide.sampling.checks import check, resolve_defaults
 from flowguide.sampling.conditions import Cond, number
+from flowguide.sampling.config import SamplerConfig, SampleRequest, ask, nodes
 from flowguide.sampling.draw import layout, shares, spread
-from flowguide.sampling.method import Method, Wanted, ask, nodes
 from flowguide.sampling.run import Run
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
-DEFAULT = Method(sampler="fkc")
+DEFAULT = SamplerConfig(sampler="fkc")
 
 
-class Laws(NamedTuple):
-    """Weighted samples of G laws, K of each; ``equally`` makes samples of them.
+class ParticleSamples(NamedTuple):
+    """Weighted samples of G laws, K of each; ``resample_equal`` makes samples of them.
 
     Attributes:
       x: uint8 images or float32 points ``(G, K, *D)``.
@@ -44,7 +44,7 @@ class Laws(NamedTuple):
     evaluations: int
 
 
-def sample_laws(
+def sample_particles(
     run: Run,
     cond: Cond = "",
     *,
@@ -53,12 +53,12 @@ def sample_laws(
     negative: Cond = (),
     gamma_negative: float = 1.0,
     compose: Sequence[tuple[Cond, float]] = (),
-    method: Method = DEFAULT,
+    method: SamplerConfig = DEFAULT,
     seed: int = 0,
     batch_size: int = 64,
     devices: Sequence[Device] | None = None,
     progress: bool = False,
-) -> Laws:
+) -> ParticleSamples:
     """Draws ``method.particles`` weighted particles of each of ``num`` laws p(x)^(1−γ)·p(x|c)^γ.
 
     A negative condition multiplies by (p(x|d)/p(x))^(−γ_n), or takes the place of p(x) if ``method.replace_null``; a
@@ -82,20 +82,20 @@ def sample_laws(
     Raises:
       UserError: for settings that cannot be, before anything is computed, and where particles are not finite.
     """
-    method = settled(method)
+    method = resolve_defaults(method)
     num = number(cond, num, 1, run.info.fields)
     if num < 1 or batch_size < 1 or method.particles < 2:
         raise UserError(
             "num and batch_size must be at least 1 and particles at least 2; got "
             f"{num}, {batch_size} and {method.particles}"
         )
-    wanted, weights = ask(run, cond, num, gamma, negative, gamma_negative, compose)
-    _check(run, wanted, weights, method)
+    request, weights = ask(run, cond, num, gamma, negative, gamma_negative, compose)
+    _check(run, request, weights, method)
     over = layout(devices)
     program = _program(run.network, run.path, run.info.shape, method, over.mesh)
     params, drawn = processes.put(run.params, over.whole), []
     size = max(1, batch_size // method.particles)
-    for kept, keys, share in shares(wanted, num, size, seed, over, progress, method.particles):
+    for kept, keys, share in shares(request, num, size, seed, over, progress, method.particles):
         particles = program(params, keys, share, weights)
         if not all(bool(jnp.isfinite(a).all()) for a in (particles.x, particles.log_weights)):
             raise UserError(
@@ -103,15 +103,15 @@ def sample_laws(
                 "negative condition narrower than the other); lower gamma, gather weights until t = 0.95 only, take "
                 "more steps, or train longer"
             )
-        drawn.append(jax.tree.map(lambda a, kept=kept: processes.whole(a)[:kept], particles))
+        drawn.append(jax.tree.map(lambda a, kept=kept: processes.gather(a)[:kept], particles))
     p = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
-    factors = 2 if method.replace_null else 2 + len(wanted.away) + len(wanted.others)
+    factors = 2 if method.replace_null else 2 + len(request.negatives) + len(request.composed)
     cost = factors * (len(nodes(method)) - 1)
     x = to_image(p.x) if run.info.kind == "image" else p.x
-    return Laws(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
+    return ParticleSamples(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
 
 
-def equally(laws: Laws, seed: int = 0) -> np.ndarray:
+def resample_equal(laws: ParticleSamples, seed: int = 0) -> np.ndarray:
     """Samples ``(G·K, *D)`` of equal weight, law after law, drawn from the particles by their weights."""
     root = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)  # no law has this number
     keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.arange(len(laws.x)))
@@ -121,30 +121,34 @@ def equally(laws: Laws, seed: int = 0) -> np.ndarray:
     return np.concatenate([x[i] for x, i in zip(laws.x, chosen, strict=True)])
 
 
-def _law(network: Network, method: Method, params: PyTree, wanted: Wanted, weights: Array) -> tilted.Product:
-    velocity, gamma = partial(network.velocity, params), jnp.asarray(wanted.gamma)
+def _law(
+    network: Network, method: SamplerConfig, params: PyTree, request: SampleRequest, weights: Array
+) -> tilted.Product:
+    velocity, gamma = partial(network.velocity, params), jnp.asarray(request.gamma)
     if method.replace_null:
-        return tilted.powered(velocity, wanted.c, gamma, against=wanted.away[0])
-    _, *others = _weights(method, gamma, wanted, weights)
-    return tilted.composed(velocity, wanted.c, list(zip((wanted.c, *wanted.others, *wanted.away), others, strict=True)))
+        return tilted.powered(velocity, request.c, gamma, against=request.negatives[0])
+    _, *others = _weights(method, gamma, request, weights)
+    return tilted.composed(
+        velocity, request.c, list(zip((request.c, *request.composed, *request.negatives), others, strict=True))
+    )
 
 
-def _weights(method: Method, gamma: Array, wanted: Wanted, weights: Array) -> tuple[Array, ...]:
+def _weights(method: SamplerConfig, gamma: Array, request: SampleRequest, weights: Array) -> tuple[Array, ...]:
     """Of ∅, the condition, the further and the negative ones; or of the negative and the condition."""
     if method.replace_null:
         return 1 - gamma, gamma
-    others = gamma, *(gamma * w for w in weights[1:]), *[-weights[0]] * len(wanted.away)
+    others = gamma, *(gamma * w for w in weights[1:]), *[-weights[0]] * len(request.negatives)
     return 1 - sum(others, jnp.zeros(())), *others
 
 
 @lru_cache(maxsize=32)
-def _program(network: Network, path: str, shape: tuple[int, ...], method: Method, mesh: jax.sharding.Mesh):
+def _program(network: Network, path: str, shape: tuple[int, ...], method: SamplerConfig, mesh: jax.sharding.Mesh):
     """The jitted sampler. Each device has laws of its own, with all their particles."""
 
-    def draw(params: PyTree, keys: PRNGKey, wanted: Wanted, weights: Array) -> tilted.Particles:
-        law, own, proposal = _law(network, method, params, wanted, weights), paths.PATHS[path](), None
+    def draw(params: PyTree, keys: PRNGKey, request: SampleRequest, weights: Array) -> tilted.Particles:
+        law, own, proposal = _law(network, method, params, request, weights), paths.PATHS[path](), None
         if method.proposal is not None:
-            proposal = _weights(method, jnp.float32(method.proposal), wanted, weights)
+            proposal = _weights(method, jnp.float32(method.proposal), request, weights)
         return tilted.feynman_kac(
             law,
             own,
@@ -163,11 +167,11 @@ def _program(network: Network, path: str, shape: tuple[int, ...], method: Method
     return spread(draw, mesh)
 
 
-def _check(run: Run, wanted: Wanted, weights: np.ndarray, method: Method) -> None:
+def _check(run: Run, request: SampleRequest, weights: np.ndarray, method: SamplerConfig) -> None:
     if method.sampler != "fkc":
-        raise UserError(f"sample_laws is for the sampler 'fkc'; got {method.sampler!r}: call sample")
+        raise UserError(f"sample_particles is for the sampler 'fkc'; got {method.sampler!r}: call sample")
     if run.gammas is not None or run.guided:
         raise UserError("this network is a guided velocity already; weights need u(x, c) and u(x, ∅): give a plain one")
     if not run.has_null and not method.replace_null:
         raise UserError("this network was trained without null dropout, so it knows no p(x): train with drop_rate > 0")
-    check(run, wanted, weights, method)
+    check(run, request, weights, method)

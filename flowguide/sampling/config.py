@@ -14,18 +14,18 @@ from flowguide.condition import Condition, bind
 from flowguide.errors import UserError
 from flowguide.networks import Network
 from flowguide.networks.perturbation import Perturbation
-from flowguide.sampling.conditions import Cond, conditions, negatives
+from flowguide.sampling.conditions import Cond, conditions, negative_list
 from flowguide.sampling.run import Run
 from flowguide.targets import with_gamma
 from flowguide.typing import Array, PyTree, Schedule, Velocity
 
-ADAPTIVE = tuple(sorted(solvers.PAIRS))
+ADAPTIVE = tuple(sorted(solvers.EMBEDDED_TABLEAUX))
 STOCHASTIC = tuple(sorted(solvers.STOCHASTIC))
 SOLVER_NAMES = (*sorted(solvers.SOLVERS), *STOCHASTIC, *ADAPTIVE)
 
 
 class Sampler(NamedTuple):
-    """The solvers that a sampler takes, and what it takes unless told."""
+    """The solvers that a sampler takes, and what it takes unless gamma_conditioned."""
 
     solvers: tuple[str, ...]
     solver: str
@@ -39,7 +39,7 @@ SAMPLERS = {
 }
 
 
-class Method(NamedTuple):
+class SamplerConfig(NamedTuple):
     """How the guided flow is integrated; hashable, one compiled program each.
 
     Attributes:
@@ -53,7 +53,7 @@ class Method(NamedTuple):
       interval: the times between which guidance is applied, or None for all.
       replace_null: the negative condition takes the place of ∅.
       rescale: strength φ of the rescaling of Lin et al. 2024.
-      perturbation: of the network that guidance "perturbed" goes away from.
+      perturbation: of the network that guidance "perturbed" goes negatives from.
       reuse: steps for which the references' differences are kept, see ``guidance.guide``.
       tolerance: relative and absolute, of adaptive solvers.
       eta: strength η of the noise of stochastic solvers: 0 none, 1 memoryless. None takes the sampler's own, 1, or 2
@@ -61,7 +61,7 @@ class Method(NamedTuple):
       passes: "together" or "apart", see ``guidance.guide``.
       sampler: "flow", the guided flow or SDE itself; "pc", with Langevin steps between
         (``tilted.predictor_corrector``); or "fkc", weighted particles of the γ-powered law
-        (``tilted.feynman_kac``), for ``sample_laws``.
+        (``tilted.feynman_kac``), for ``sample_particles``.
       corrections: of the sampler "pc", a step.
       particles: K of the sampler "fkc".
       proposal: γ of the guided process that proposes; None for that of the law.
@@ -93,15 +93,15 @@ class Method(NamedTuple):
     until: float = 1.0
 
 
-DEFAULT = Method()
+DEFAULT = SamplerConfig()
 
 
-class Wanted(NamedTuple):
+class SampleRequest(NamedTuple):
     """What each sample is asked to be; one entry a sample in every leaf."""
 
     c: Condition
-    away: tuple[Condition, ...]
-    others: tuple[Condition, ...]
+    negatives: tuple[Condition, ...]
+    composed: tuple[Condition, ...]
     gamma: np.ndarray
 
 
@@ -113,7 +113,7 @@ def ask(
     negative: Cond,
     gamma_negative: float,
     compose: Sequence[tuple[Cond, float]] = (),
-) -> tuple[Wanted, np.ndarray]:
+) -> tuple[SampleRequest, np.ndarray]:
     """What each of ``num`` samples is asked to be, and the weights of negative and of further conditions."""
     fields = run.info.fields
     for pair in compose:
@@ -123,56 +123,56 @@ def ask(
         gammas = np.broadcast_to(np.asarray(gamma, np.float32), (num,))
     except (ValueError, TypeError):
         raise UserError(f"gamma must be a number, or an array of shape ({num},); got {gamma!r}") from None
-    wanted = Wanted(
+    request = SampleRequest(
         conditions(cond, fields, num),
-        tuple(conditions(d, fields, num) for d in negatives(negative)),
+        tuple(conditions(d, fields, num) for d in negative_list(negative)),
         tuple(conditions(d, fields, num) for d, _ in compose),
         gammas,
     )
-    return wanted, np.array([gamma_negative, *(w for _, w in compose)], np.float32)
+    return request, np.array([gamma_negative, *(w for _, w in compose)], np.float32)
 
 
 def guided(
     network: Network,
     weak: Network | None,
-    told: bool,
+    gamma_conditioned: bool,
     path: str,
-    method: Method,
+    method: SamplerConfig,
     params: PyTree,
-    wanted: Wanted,
+    request: SampleRequest,
     weights: Array | np.ndarray,
 ) -> tuple[Velocity | solvers.StatefulVelocity, guidance.Guidance]:
     """The guided velocity and its guidance; ``weights`` are γ_n and those of the other conditions."""
     own, weak_params = params
-    velocity, gamma = partial(network.velocity, own), guidance.SCHEDULES[method.schedule](wanted.gamma)
-    if told:  # one pass, and nothing to combine
+    velocity, gamma = partial(network.velocity, own), guidance.SCHEDULES[method.schedule](request.gamma)
+    if gamma_conditioned:  # one pass, and nothing to combine
         alone = guidance.Guidance((), guidance.composed([]), lambda t: jnp.int32(guidance.Terms.CONDITIONAL))
-        return bind(velocity, with_gamma(wanted.c, jnp.asarray(wanted.gamma))), alone
+        return bind(velocity, with_gamma(request.c, jnp.asarray(request.gamma))), alone
     worse = None if weak is None else partial(weak.velocity, weak_params)
     if worse is None and method.perturbation != Perturbation():
         worse = partial(network.perturbed(method.perturbation), own)
 
-    asked = guidance.methods.Asked(
+    inputs = guidance.methods.GuidanceInputs(
         velocity,
-        wanted.c,
+        request.c,
         gamma,
         paths.PATHS[path](),
-        wanted.away,
+        request.negatives,
         None if method.replace_null else guidance.constant(weights[0]),
-        tuple((d, _times(gamma, w)) for d, w in zip(wanted.others, weights[1:], strict=True)),
+        tuple((d, _times(gamma, w)) for d, w in zip(request.composed, weights[1:], strict=True)),
         None if method.solver in ADAPTIVE else nodes(method),
         worse,
         method.interval,
     )
-    guiding = guidance.methods.build(method.guidance, asked, method.rescale, **dict(method.settings))
-    return guidance.guide(velocity, wanted.c, guiding, method.passes, method.reuse), guiding
+    guiding = guidance.methods.build(method.guidance, inputs, method.rescale, **dict(method.settings))
+    return guidance.guide(velocity, request.c, guiding, method.passes, method.reuse), guiding
 
 
 def _times(schedule: Schedule, weight: Array | float) -> Schedule:
     return lambda t: weight * schedule(t)
 
 
-def nodes(method: Method) -> Array:
+def nodes(method: SamplerConfig) -> Array:
     """The grid of a method that takes one."""
     if isinstance(method.grid, str):
         return times.grid(method.steps, times.WARPS[method.grid]())

@@ -10,13 +10,13 @@ from jax.flatten_util import ravel_pytree
 from flowguide import build, couplings, losses, paths, targets, times
 from flowguide.condition import Label
 from flowguide.networks import MLP, DiT, Network, as_network
-from flowguide.training import ema, spread
-from flowguide.training.spread import (
+from flowguide.training import ema, parallel
+from flowguide.training.parallel import (
     abstract,
     data_parallel,
     fsdp,
     lay_out,
-    parallel,
+    parallelize,
     replicas_agree,
     split_axis,
 )
@@ -47,7 +47,7 @@ LAYOUTS = {
 def train(devices, accumulate=1, steps=STEPS, step_with=None, layout="data_parallel"):
     layout = LAYOUTS[layout](jax.devices()[:devices])
     state = lay_out(init_state(NETWORK, OPTIMIZER, jax.random.key(0)), layout)
-    step = parallel(layout, step_with or make_step(LOSS, OPTIMIZER, ema.constant(0.9), accumulate))
+    step = parallelize(layout, step_with or make_step(LOSS, OPTIMIZER, ema.constant(0.9), accumulate))
     for i in range(steps):
         state, metrics = step(state, batch(i))
         jax.block_until_ready(metrics)
@@ -110,7 +110,7 @@ def test_state_has_no_device_axis(alone):
 def test_several_processes_would_compute_the_bits_of_pmap(monkeypatch):
     """pmap takes no arrays of other processes; what stands in for it is the same."""
     expected = train(4, steps=3)
-    monkeypatch.setattr(spread, "_of_one_process", lambda devices: False)
+    monkeypatch.setattr(parallel, "_of_one_process", lambda devices: False)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(train(4, steps=3)), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -192,14 +192,14 @@ def test_shards_and_overrides_that_cannot_be_are_refused():
 
 def test_devices_that_jax_makes_no_mesh_of_are_taken_in_their_order(monkeypatch):
     """As nodes of GPUs and several TPU slices are, and shapes that the torus of a slice has not."""
-    expected = spread.fsdp(jax.devices(), 4).mesh
+    expected = parallel.fsdp(jax.devices(), 4).mesh
     for error in (ValueError, NotImplementedError):
 
         def refuse(*args, error=error, **options):
             raise error("multi-slice topologies")
 
         monkeypatch.setattr(jax, "make_mesh", refuse)
-        mesh = spread.fsdp(jax.devices(), 4).mesh
+        mesh = parallel.fsdp(jax.devices(), 4).mesh
         assert mesh == expected
         assert mesh.devices.tolist() == np.reshape(jax.devices(), (2, 4)).tolist()
 

@@ -152,7 +152,7 @@ def split_axis(
     return max(fitting, key=lambda i: (shape[i], i)) if fitting else None
 
 
-def parallel(layout: Layout, step_with: StepWith, donate: bool = True) -> Callable:
+def parallelize(layout: Layout, step_with: StepWith, donate: bool = True) -> Callable:
     """A function of (tree, this process's share of the batch, a tree to be read only or nothing)."""
     program = layout.program(step_with, donate)
     return lambda tree, batch, fixed=None: program(tree, layout.batch(batch), fixed)
