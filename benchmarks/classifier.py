@@ -48,7 +48,7 @@ def main() -> None:
 
     @jax.jit
     def by_classifier(x: jax.Array, weight: jax.Array) -> jax.Array:
-        u = guidance.with_gradient(bind(velocity, null(c)), path, lambda t, x: log_p(t, x, c), weight)
+        u = guidance.with_gradient(bind(velocity, null(c)), lambda t, x: log_p(t, x, c), weight, path)
         return solvers.solve(solvers.ab2(), u, x, times.grid(STEPS.value))
 
     @jax.jit

@@ -1,14 +1,14 @@
-"""Which noise is paired with which data: a coupling takes (keys, x0, x1, c) and gives each x1 one of the x0.
+"""Couplings pair noise with data: a coupling takes (keys, x0, x1, c) and assigns one x0 to each x1.
 
-When to use which: ``independent`` for conditional generation. Minibatch transport makes the flow straighter, so that
-few steps do, but only with ``condition_weight`` does it leave p(x0|c) as sampling will draw it. What either does to the
-samples is measured by ``benchmarks/couplings.py``.
+When to use which: ``independent`` for conditional generation. Minibatch optimal transport makes the flow straighter, so
+that fewer steps suffice, but only with ``condition_weight`` does it keep p(x0|c) as it is when sampling.
+``benchmarks/couplings.py`` measures the effect of each on the samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +16,40 @@ import jax.numpy as jnp
 from flowguide.condition import Condition
 from flowguide.typing import Array, PRNGKey
 
-# keys (B,), x0 (B, *D), x1 (B, *D), c -> x0 (B, *D), row j for x1's row j
-Coupling: TypeAlias = Callable[[PRNGKey, Array, Array, Condition], Array]
-# keys (B,), cost (B, B) -> for each column of the cost its row, int32 (B,)
-Match: TypeAlias = Callable[[PRNGKey, Array], Array]
+
+class Coupling(Protocol):
+    """keys ``(B,)``, x0 ``(B, *D)``, x1 ``(B, *D)``, c of batch B -> x0 ``(B, *D)``, row j for row j of x1."""
+
+    def __call__(self, keys: PRNGKey, x0: Array, x1: Array, c: Condition, /) -> Array: ...
+
+
+class Match(Protocol):
+    """keys ``(B,)``, cost ``(B, B)`` -> the row chosen for each column of the cost, int32 ``(B,)``."""
+
+    def __call__(self, keys: PRNGKey, cost: Array, /) -> Array: ...
 
 
 def independent() -> Coupling:
-    """x0 and x1 as drawn. The right choice for conditional generation: p(x0|c) stays N(0, I)."""
+    """Keeps x0 and x1 as drawn. The right choice for conditional generation: p(x0|c) stays N(0, I)."""
     return lambda keys, x0, x1, c: x0
 
 
 def minibatch(match: Match, condition_weight: float = 0.0) -> Coupling:
-    """Minibatch optimal transport of squared distances (Tong et al. 2024, §3.2; Pooladian et al. 2023, §3).
+    """Minibatch optimal transport with squared distances (Tong et al. 2024, §3.2; Pooladian et al. 2023, §3).
 
-    Straighter unconditional flows. Without ``condition_weight`` it ignores the condition: noise that lies towards the
-    data of c is then given to c, so that x0 is no longer independent of c, while sampling still starts from N(0, I).
-    With it, noise i is taken to belong to condition i, and to move it to an example of another condition costs extra
-    (Cheng & Schwing 2025, "The Curse of Conditions", §3): with a large weight pairs change within a condition alone,
-    and p(x0|c) stays N(0, I). A field that has many values in a batch then leaves nothing to exchange.
+    It makes unconditional flows straighter. Without ``condition_weight`` it ignores the condition: noise near the data
+    of c is paired with c, so x0 is no longer independent of c, while sampling still starts from N(0, I). With it, noise
+    i belongs to condition i, and pairing it with an example of another condition costs extra (Cheng & Schwing 2025,
+    "The Curse of Conditions", §3): with a large weight pairs change only within a condition, and p(x0|c) stays N(0, I).
+    If a field takes many values in a batch, there is then nothing left to exchange.
 
-    It pairs within the batch that it is given, in training that of one device (see ``within``): the result depends on
-    how many devices share a batch.
+    It pairs within the batch it is given, which in training is that of one device (see ``within``): the result depends
+    on how many devices share a batch.
 
     Args:
       match: ``assigned`` or ``drawn``: how the transport problem is solved.
-      condition_weight: cost of a changed condition, in units of the mean squared distance within the batch, for each
-        field: of two labels or words that differ, or a squared distance of 1 between two vectors.
+      condition_weight: cost of a changed condition, in units of the mean squared distance within the batch. It applies
+        per field, to two labels or words that differ, or to a squared distance of 1 between two vectors.
     """
 
     def couple(keys: PRNGKey, x0: Array, x1: Array, c: Condition) -> Array:
@@ -55,9 +62,10 @@ def minibatch(match: Match, condition_weight: float = 0.0) -> Coupling:
 
 
 def within(coupling: Coupling, shares: int) -> Coupling:
-    """``coupling`` within each of ``shares`` consecutive shares of the batch, which must be a multiple of them.
+    """Applies ``coupling`` within each of ``shares`` equal, consecutive parts of the batch.
 
-    What the devices would do, each with its share: for a program that sees the batch of all of them.
+    For a program that sees the global batch and must reproduce what each device would do with its part. The size of the
+    batch must be a multiple of ``shares``.
     """
     if shares == 1:
         return coupling
@@ -85,9 +93,10 @@ def assigned(assignment: Callable[[Array], tuple[Array, Array]]) -> Match:
 
 
 def drawn(plan: Callable[[Array], Array]) -> Match:
-    """Each x1 draws its noise from its column of a transport plan, as of the entropic problem (Sinkhorn).
+    """Samples the noise of each x1 from its column of a transport plan, e.g. that of the entropic problem (Sinkhorn).
 
-    The same noise may go to two x1; over the draws its law is kept, as the rows of a plan have equal sums.
+    The same noise may go to two x1. On average over the draws the distribution of the noise is kept, because the rows
+    of a plan have equal sums.
 
     Args:
       plan: cost ``(B, B)`` -> joint probabilities ``(B, B)``, up to a factor.
@@ -105,7 +114,7 @@ def _squared_distances(a: Array, b: Array) -> Array:
 
 
 def _differences(value: Array) -> Array:
-    """How much the values (B, ...) of a field differ from each other, ``(B, B)``."""
+    """Pairwise differences ``(B, B)`` between the values (B, ...) of a field."""
     if jnp.issubdtype(value.dtype, jnp.floating):
         return _squared_distances(value, value)
     value = value.reshape(value.shape[0], -1)

@@ -1,9 +1,9 @@
-"""The losses: conditional flow matching, and the classification of noisy data."""
+"""Losses: conditional flow matching, and classification of noisy data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,17 @@ from flowguide.paths import Path
 from flowguide.targets import Seen, Target, plain
 from flowguide.typing import Array, CondVelocity, PRNGKey
 
-Weight: TypeAlias = Callable[[Path, Array], Array]  # path, t (B,) -> (B,)
+
+class Weight(Protocol):
+    """The weight of the error at t: path, t ``(B,)`` -> ``(B,)``."""
+
+    def __call__(self, path: Path, t: Array, /) -> Array: ...
 
 
 def example_keys(root: PRNGKey, step: Array, index: Array) -> PRNGKey:
-    """Typed keys ``(B,)`` that depend on (root, step, global index of the example) and on nothing else.
+    """Returns typed keys ``(B,)`` that depend only on (root, step, global index of the example).
 
-    They make every draw of training independent of how many devices or hosts share the batch.
+    With them every random draw in training is independent of how many devices or hosts share the batch.
     """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(root, step), index)
 
@@ -32,17 +36,17 @@ def constant() -> Weight:
 
 
 def x1_error() -> Weight:
-    """(σ/Δ)², Δ = α̇σ − ασ̇: makes it the error of x̂1, as x̂1 = (σu − σ̇x)/Δ; (1 − t)² on the linear path."""
+    """(σ/Δ)², Δ = α̇σ − ασ̇: turns it into the error of x̂1, as x̂1 = (σu − σ̇x)/Δ; (1 − t)² on the linear path."""
     return lambda path, t: jnp.square(path.sigma(t) / paths.wronskian(path, t))
 
 
 def x0_error() -> Weight:
-    """(α/Δ)²: makes it the error of x̂0, the noise (DDPM's simple loss, Ho et al. 2020, eq. 14); t² if linear."""
+    """(α/Δ)²: turns it into the error of x̂0, the noise (DDPM's simple loss, Ho et al. 2020, eq. 14); t² on linear."""
     return lambda path, t: jnp.square(path.alpha(t) / paths.wronskian(path, t))
 
 
 def min_snr(limit: float = 5.0) -> Weight:
-    """min(α²/σ², limit) times the weight of the error of x̂1 (Hang et al. 2023, §3.4: "Min-SNR-γ")."""
+    """min(α²/σ², limit) times the weight of ``x1_error`` (Hang et al. 2023, §3.4: "Min-SNR-γ")."""
 
     def weight(path: Path, t: Array) -> Array:
         # Written without the quotient α²/σ², which is infinite at t = 1.
@@ -61,17 +65,17 @@ WEIGHTS: dict[str, Callable[..., Weight]] = {
 
 
 class Recipe(NamedTuple):
-    """How flow matching draws what it needs beside the data.
+    """Settings of the flow-matching loss.
 
     Attributes:
       path: the probability path.
-      warp: quantile function of the law of t (see ``times``).
+      warp: quantile function of the distribution of t (see ``times``).
       coupling: pairs noise with data.
       drop_rate: probability that an example loses its whole condition.
-      drop_field_rate: probability that an example loses one field of several, or the range it is drawn from.
+      drop_field_rate: probability that an example loses one of several fields, or the range that it is drawn from.
       stratified: if positive, the global batch size over which t is stratified.
-      weight: of the error at t, one of ``WEIGHTS``.
-      target: what the velocity is trained to be, one of ``TARGETS``.
+      weight: weight of the error at t, one of ``WEIGHTS``.
+      target: the training target, one of ``TARGETS``.
     """
 
     path: Path
@@ -93,16 +97,16 @@ def flow_matching(
     c: Condition,
     teacher: CondVelocity | None = None,
 ) -> Array:
-    """The loss of each example, float32 ``(B,)``, with t, x0, γ and the dropped conditions drawn from its own key.
+    """Returns the loss of each example, float32 ``(B,)``; its key determines t, x0, γ and which conditions are dropped.
 
     Args:
       velocity: u(t (B,), x (B, *D), c).
-      recipe: what is drawn and how.
+      recipe: the settings.
       keys: typed keys ``(B,)``, see ``example_keys``.
-      index: global index of the examples, int32 ``(B,)``; only read when t is stratified.
+      index: global index of the examples, int32 ``(B,)``; only used if t is stratified.
       x1: data ``(B, *D)``.
       c: its conditions, batch ``B``.
-      teacher: for targets that have one; None takes ``velocity``. No gradient goes through it.
+      teacher: the teacher, for targets that have one; None uses ``velocity``. No gradient flows through it.
     """
     t, x0, c_keys = _draw(recipe, keys, index, x1, c)
     c = condition.drop(c_keys, c, recipe.drop_rate, recipe.drop_field_rate)
@@ -124,19 +128,19 @@ def classification(
     c: Condition,
     teacher: object = None,
 ) -> Array:
-    """−log p_t(c|x_t) of each example, float32 ``(B,)``: the cross-entropy of a classifier that knows the noise.
+    """Returns −log p_t(c|x_t) of each example, float32 ``(B,)``: the cross-entropy of a noise-aware classifier.
 
-    t and x0 are drawn as ``flow_matching`` draws them; nothing is dropped, and there is no teacher. The least mean has
-    the posterior p_t(c|x), what classifier guidance asks for (Dhariwal & Nichol 2021, §4).
+    t and x0 are drawn as in ``flow_matching``; nothing is dropped, and there is no teacher. The minimiser is the
+    posterior p_t(c|x), which classifier guidance needs (Dhariwal & Nichol 2021, §4).
 
     Args:
-      logits: (t (B,), x (B, *D), c, not to be read) -> ``(B, K)``.
-      recipe: what is drawn and how.
+      logits: (t (B,), x (B, *D), c) -> ``(B, K)``; it must not use c.
+      recipe: the settings.
       keys: typed keys ``(B,)``, see ``example_keys``.
-      index: global index of the examples, int32 ``(B,)``; only read when t is stratified.
+      index: global index of the examples, int32 ``(B,)``; only used if t is stratified.
       x1: data ``(B, *D)``.
-      c: labels, the one field of the condition, int32 ``(B,)``.
-      teacher: not read.
+      c: the labels, a condition with one field, int32 ``(B,)``.
+      teacher: unused.
     """
     t, x0, _ = _draw(recipe, keys, index, x1, c)
     (label,) = jax.tree.leaves(c.value)
@@ -144,12 +148,28 @@ def classification(
     return -recipe.weight(recipe.path, t) * jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
 
 
-# what the trainer minimises
-TASKS: dict[str, Callable[..., Array]] = {"flow": flow_matching, "classifier": classification}
+class Task(Protocol):
+    """The loss of each example, float32 ``(B,)``, of a network; ``flow_matching`` documents the arguments."""
+
+    def __call__(
+        self,
+        network: CondVelocity,
+        recipe: Recipe,
+        keys: PRNGKey,
+        index: Array,
+        x1: Array,
+        c: Condition,
+        teacher: CondVelocity | None = None,
+        /,
+    ) -> Array: ...
+
+
+# The losses that the trainer can minimise, by name.
+TASKS: dict[str, Task] = {"flow": flow_matching, "classifier": classification}
 
 
 def _draw(recipe: Recipe, keys: PRNGKey, index: Array, x1: Array, c: Condition) -> tuple[Array, Array, PRNGKey]:
-    """t ``(B,)``, the noise x0 ``(B, *D)``, and keys ``(B,)`` for what is dropped."""
+    """Draws t ``(B,)``, the noise x0 ``(B, *D)``, and keys ``(B,)`` for condition dropout."""
     t_keys, x_keys, c_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
     warp = recipe.warp
     if recipe.stratified:

@@ -1,14 +1,14 @@
-"""What a velocity is trained to be: plain, or guided already, so that a sample needs one evaluation a step and not two.
+"""Training targets: the plain velocity, or a guided one, which needs one evaluation per sampling step instead of two.
 
-A guided target holds for one γ, or for a range of them where γ is drawn in training and told to the network as one more
-field of the condition. Here too γ is that of (1 − γ)·u(x, ∅) + γ·u(x, c).
+A guided target is trained for one γ, or for a range of γ: then γ is drawn in training and given to the network as an
+extra field of the condition. γ is the scale of (1 − γ)·u(x, ∅) + γ·u(x, c), as everywhere.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,46 +18,52 @@ from flowguide.condition import Condition, Vector
 from flowguide.solvers.solver import over
 from flowguide.typing import Array, CondVelocity
 
-GAMMA = "gamma"  # the field through which a network is told the scale of its guidance
+GAMMA = "gamma"  # the condition field that gives the guidance scale to a γ-conditioned network
 GAMMA_FIELD = Vector(1)
 
 
 def with_gamma(c: Condition, gamma: Array | float) -> Condition:
-    """The condition with one field more, ``GAMMA``, present for every example: what a network that takes γ is given.
+    """Adds the field ``GAMMA`` to a condition, present for every example: the input of a γ-conditioned network.
 
     Args:
-      c: fields by name.
+      c: a condition with named fields.
       gamma: () or ``(B,)``.
 
     Raises:
-      ValueError: if ``c`` has no names, and so no place for another.
+      ValueError: if the fields of ``c`` have no names, so that none can be added.
     """
     if not (isinstance(c.value, dict) and c.value):
-        raise ValueError(f"γ joins fields that have names; got {type(c.value).__name__}: give {{'label': ...}}, say")
+        raise ValueError(
+            f"γ can only be added to named fields; got {type(c.value).__name__}: use a dict, such as {{'label': ...}}"
+        )
     like = next(iter(jax.tree.leaves(c.present)))
     value = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), like.shape)[:, None]
     return Condition({**c.value, GAMMA: value}, {**c.present, GAMMA: jnp.ones_like(like)})
 
 
 class Seen(NamedTuple):
-    """A batch as the network is to see it: t ``(B,)``, x = x_t ``(B, *D)`` and the condition c, some of it dropped."""
+    """The batch that the network sees: t ``(B,)``, x = x_t ``(B, *D)`` and the condition c after dropout."""
 
     t: Array
     x: Array
     c: Condition
 
 
-# velocity, teacher, what is seen, u* = α̇x1 + σ̇x0 (B, *D), γ (B,) -> what is to vanish, (B, *D)
-Residual: TypeAlias = Callable[[CondVelocity, CondVelocity, Seen, Array, Array], Array]
+class Residual(Protocol):
+    """velocity, teacher, the batch as seen, u* = α̇x1 + σ̇x0 ``(B, *D)``, γ ``(B,)`` -> the error ``(B, *D)``."""
+
+    def __call__(
+        self, velocity: CondVelocity, teacher: CondVelocity, seen: Seen, u: Array, gamma: Array, /
+    ) -> Array: ...
 
 
 class Target(NamedTuple):
-    """What a velocity is trained to be.
+    """A training target.
 
     Attributes:
-      residual: its mean square is the loss. No gradient goes through the teacher, nor through any pass for ∅.
-      gammas: the range of γ that the network learns and is told through ``GAMMA``; None if it is told none.
-      quantile: [0, 1] -> γ, the quantile function of the law that γ is drawn from; only read where there is a range.
+      residual: the loss is its mean square. No gradient flows through the teacher or through a pass for ∅.
+      gammas: the range of γ of a γ-conditioned network; None if the network does not take γ.
+      quantile: [0, 1] -> γ, the quantile function of the distribution of γ; only used if ``gammas`` is given.
     """
 
     residual: Residual
@@ -73,14 +79,14 @@ def plain() -> Target:
 def model_guidance(gamma: float = 2.0) -> Target:
     """u − u* − w·sg[T(c) − T(∅)], w = 1 − 1/γ, T the moving average of u (Tang et al. 2025, MG, arXiv 2502.12154).
 
-    Where T is u, it vanishes on average for u = u_∅ + γ(u_c − u_∅) of the plain velocities. An example whose condition
-    was dropped has c = ∅, and so the plain target.
+    With T = u its mean vanishes for u = u_∅ + γ(u_c − u_∅) of the plain velocities. For an example whose condition was
+    dropped, c = ∅ and the target is the plain one.
 
     Raises:
-      ValueError: if γ is less than 1.
+      ValueError: if γ is less than 1 or not finite.
     """
     if not 1 <= gamma < math.inf:
-        raise ValueError(f"model_guidance needs a finite gamma of 1 or more; got {gamma}: 2.0, say")
+        raise ValueError(f"model_guidance expects a finite gamma of 1 or more; got {gamma}: use 2.0, for example")
     w = 1 - 1 / gamma
 
     def residual(velocity: CondVelocity, teacher: CondVelocity, seen: Seen, u: Array, gamma: Array) -> Array:
@@ -93,13 +99,17 @@ def model_guidance(gamma: float = 2.0) -> Target:
 def guidance_free(low: float = 0.2) -> Target:
     """β·u(c, γ) + (1 − β)·sg[u(∅, 1)] − u*, β ~ U(low, 1), γ = 1/β (Chen et al. 2025, GFT, arXiv 2501.15420).
 
-    The sum is the conditional velocity that guided ones imply; γ runs from 1 to 1/low. The network is its own teacher.
+    The sum is the conditional velocity that the guided one implies; γ ranges from 1 to 1/low. The network is its own
+    teacher.
 
     Raises:
       ValueError: if ``low`` is not between 0 and 1.
     """
     if not 0 < low < 1:
-        raise ValueError(f"guidance_free draws β from low to 1, and γ = 1/β; got low={low}: 0.2, say, for γ up to 5")
+        raise ValueError(
+            f"guidance_free draws β from U(low, 1), with γ = 1/β, and expects 0 < low < 1; got low={low}: use 0.2 for "
+            "γ up to 5"
+        )
 
     def residual(velocity: CondVelocity, teacher: CondVelocity, seen: Seen, u: Array, gamma: Array) -> Array:
         t, x, c = seen
@@ -113,13 +123,16 @@ def guidance_free(low: float = 0.2) -> Target:
 def distilled(gamma_range: tuple[float, float] = (1.0, 5.0)) -> Target:
     """u(c, γ) − [(1 − γ)·T(∅) + γ·T(c)], γ ~ U(gamma_range), T a network trained before.
 
-    The first stage of the distillation of Meng et al. 2023 (arXiv 2210.03142), who call γ − 1 w.
+    The first stage of the distillation of Meng et al. 2023 (arXiv 2210.03142), where w = γ − 1.
 
     Raises:
-      ValueError: if the range is not one.
+      ValueError: if ``gamma_range`` is not two finite numbers in increasing order.
     """
     if len(gamma_range) != 2 or not -math.inf < gamma_range[0] < gamma_range[1] < math.inf:
-        raise ValueError(f"gamma_range needs two finite numbers, the lower first; got {tuple(gamma_range)}: (1.0, 5.0)")
+        raise ValueError(
+            f"gamma_range expects two finite numbers, the lower first; got {tuple(gamma_range)}: use (1.0, 5.0), for "
+            "example"
+        )
     low, high = gamma_range
 
     def residual(velocity: CondVelocity, teacher: CondVelocity, seen: Seen, u: Array, gamma: Array) -> Array:

@@ -1,14 +1,14 @@
-"""Maps of the unit interval: how training draws t, and how sampling lays out its grid.
+"""Warps of the unit interval: they set the distribution of t in training and the time grid in sampling.
 
-Both are one thing, an increasing function of [0, 1] onto itself. Applied to uniform draws it is the quantile
-function of a law of t; applied to equally spaced nodes it is a grid that is dense where that law is.
+A warp is an increasing function of [0, 1] onto itself. Applied to uniform draws it is the quantile function of a
+distribution of t; applied to equally spaced nodes it gives a grid that is dense where that distribution is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,14 @@ from jax.scipy.special import ndtri
 
 from flowguide.typing import Array, PRNGKey
 
-Warp: TypeAlias = Callable[[Array], Array]
 
-TINY = 2.0**-24  # draws keep this distance from 0 and 1, where a logit is infinite
+class Warp(Protocol):
+    """An increasing function of [0, 1] onto itself, elementwise in τ."""
+
+    def __call__(self, tau: Array, /) -> Array: ...
+
+
+TINY = 2.0**-24  # draws keep this distance from 0 and 1, where the logit is infinite
 
 
 def uniform() -> Warp:
@@ -28,17 +33,17 @@ def uniform() -> Warp:
 
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> Warp:
-    """logit t ~ N(mean, std²) (Esser et al. 2024, eq. 19): more draws where the task is hardest, mid-way."""
+    """logit t ~ N(mean, std²) (Esser et al. 2024, eq. 19): more draws mid-way, where the task is hardest."""
     return lambda tau: jax.nn.sigmoid(mean + std * ndtri(tau))
 
 
 def shift(s: float = 3.0) -> Warp:
-    """t = τ/(τ + s(1 − τ)): s > 1 spends more of the time near noise (Esser et al. 2024, eq. 23, in our time)."""
+    """t = τ/(τ + s(1 − τ)): s > 1 spends more time near noise (Esser et al. 2024, eq. 23, with t = 0 at noise)."""
     return lambda tau: tau / (tau + s * (1 - tau))
 
 
 def sway(k: float = -1.0) -> Warp:
-    """t = τ + k(cos(πτ/2) − 1 + τ), −1 ≤ k ≤ 2/(π − 2): k < 0 dwells near noise (Chen et al. 2024, F5-TTS)."""
+    """t = τ + k(cos(πτ/2) − 1 + τ), −1 ≤ k ≤ 2/(π − 2): k < 0 adds time near noise (Chen et al. 2024, F5-TTS)."""
     return lambda tau: tau + k * (jnp.cos(math.pi / 2 * tau) - 1 + tau)
 
 
@@ -50,15 +55,15 @@ def cosine() -> Warp:
 def karras(rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Warp:
     """t = 1/(1 + σ), σ^{1/ρ} equally spaced from ``sigma_max`` to ``sigma_min`` (Karras et al. 2022, eq. 5).
 
-    On the linear path σ = (1 − t)/t is their noise level. As a grid; its ends are moved to 0 and 1, so that it does not
-    serve as the law of a draw.
+    On the linear path σ = (1 − t)/t is the paper's noise level. For grids only: ``grid`` moves the ends to 0 and 1, but
+    as a distribution of t in training it would never reach them.
     """
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return lambda tau: 1 / (1 + (start + tau * (end - start)) ** rho)
 
 
 def mode(s: float = 1.29) -> Warp:
-    """t = τ + s(cos²(πτ/2) − 1 + τ), −1 ≤ s ≤ 2/(π − 2): s > 0 draws more of the middle (Esser et al. 2024, eq. 20)."""
+    """t = τ + s(cos²(πτ/2) − 1 + τ), −1 ≤ s ≤ 2/(π − 2): s > 0 draws more mid-way times (Esser et al. 2024, eq. 20)."""
     return lambda tau: tau + s * (jnp.cos(math.pi / 2 * tau) ** 2 - 1 + tau)
 
 
@@ -74,27 +79,27 @@ WARPS: dict[str, Callable[..., Warp]] = {
 
 
 def draw(keys: PRNGKey, warp: Warp) -> Array:
-    """One t an example, float32 ``(B,)`` strictly inside (0, 1), from typed keys ``(B,)``."""
+    """Draws one t per example, float32 ``(B,)`` strictly inside (0, 1), from typed keys ``(B,)``."""
     return warp(jax.vmap(lambda key: jax.random.uniform(key, minval=TINY, maxval=1 - TINY))(keys))
 
 
 def stratify(tau: Array, index: Array, count: int) -> Array:
     """Moves uniform draws ``tau`` (B,) into the strata [i/count, (i+1)/count) of their global ``index`` (B,).
 
-    Every τ stays uniform on its own if the examples come in random order, and a batch of ``count`` covers the
+    Each τ is still uniform on its own if the examples come in random order, and a batch of ``count`` covers the
     interval evenly, which lowers the variance of the loss (Kingma et al. 2021, Appendix I.1).
     """
     return jnp.clip((index % count + tau) / count, TINY, 1 - TINY)
 
 
 def grid(steps: int, warp: Warp | None = None) -> Array:
-    """The nodes ``(steps + 1,)`` of a solve from noise to data; exactly 0 first and exactly 1 last.
+    """Returns the nodes ``(steps + 1,)`` of a solve from noise to data; exactly 0 first and exactly 1 last.
 
     Raises:
       ValueError: if ``steps`` is not positive.
     """
     if steps < 1:
         raise ValueError(f"a grid needs at least 1 step; got steps={steps}")
-    # Rounded from float64: the node 9/10 is 0.9 as anyone else writes it, the end of an interval for one.
+    # Rounded from float64, so that the node 9/10 equals a user's 0.9, for example at the end of a guidance interval.
     nodes = (warp or uniform())(jnp.asarray(np.linspace(0.0, 1.0, steps + 1)))
     return nodes.at[0].set(0.0).at[-1].set(1.0)

@@ -1,22 +1,42 @@
-"""Names for the shapes that pass between the rooms."""
+"""Types shared by all packages of flowguide.
+
+The protocols have positional-only arguments: any function or lambda of as many arguments matches, whatever their names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import jax
+
+if TYPE_CHECKING:
+    from flowguide.condition import Condition
 
 Array: TypeAlias = jax.Array
 PRNGKey: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Device: TypeAlias = Any  # a jax.Device, which type checkers see as a variable
 
-# t () or (B,), x (B, *D) -> (B, *D)
-Velocity: TypeAlias = Callable[[Array, Array], Array]
-# t (B,), x (B, *D), c Condition of batch B -> (B, *D)
-CondVelocity: TypeAlias = Callable[[Array, Array, Any], Array]
-# t (), x, v, refs (a tuple of reference velocities, each like v) -> guided v
-Rule: TypeAlias = Callable[[Array, Array, Array, tuple[Array, ...]], Array]
-# t -> gamma (), or (B,) for a scale of each sample's own
-Schedule: TypeAlias = Callable[[Array], Array]
+
+class Velocity(Protocol):
+    """A velocity u(t, x) = dx/dt: t () or ``(B,)``, x ``(B, *D)`` -> ``(B, *D)``."""
+
+    def __call__(self, t: Array, x: Array, /) -> Array: ...
+
+
+class CondVelocity(Protocol):
+    """A conditional velocity u(t, x, c): t ``(B,)``, x ``(B, *D)``, c of batch B -> ``(B, *D)``."""
+
+    def __call__(self, t: Array, x: Array, c: Condition, /) -> Array: ...
+
+
+class Rule(Protocol):
+    """A guidance rule: t (), conditional velocity v at x, references (a tuple of velocities like v) -> guided v."""
+
+    def __call__(self, t: Array, x: Array, v: Array, refs: tuple[Array, ...], /) -> Array: ...
+
+
+class Schedule(Protocol):
+    """A guidance schedule γ(t): t () or ``(B,)`` -> (), or ``(B,)`` if each sample has its own scale."""
+
+    def __call__(self, t: Array, /) -> Array: ...

@@ -1,4 +1,4 @@
-"""Conditions: the null token's coins, and the tree algebra."""
+"""Conditions: random dropout to the null token, and tree operations."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_fields_have_coins_of_their_own_and_one_in_common():
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_a_range_of_rates_makes_every_number_of_fields_equally_likely(rate):
-    """Also among those that do not lose all at once: the coin for that is another one."""
+    """Also among examples that do not lose everything at once, which is a separate draw."""
     c = condition.given({str(i): jnp.arange(N) for i in range(4)})
     present = condition.drop(keys(), c, rate=rate, field_rate=(0.0, 1.0)).present
     number = np.sum([np.asarray(p) for p in present.values()], axis=0)  # ∫ C(4, k) r^(4−k) (1 − r)^k dr = 1/5
@@ -56,7 +56,7 @@ def test_by_default_a_tenth_loses_all_and_a_tenth_each_field():
 
 
 def test_neighbours_are_independent():
-    """One coin an example, not one a batch: the number dropped in batches of 16 is binomial."""
+    """One draw per example, not per batch: the number dropped in batches of 16 is binomial."""
     present = condition.drop(keys(), condition.given(jnp.arange(N)), rate=0.1).present
     dropped = 16 - np.asarray(present).reshape(-1, 16).sum(1)
     expected = 16 * 0.1 * 0.9

@@ -1,4 +1,4 @@
-"""Couplings: the costs, matches and shares that they are said to have, against NumPy."""
+"""Couplings: their costs, matches and shares, against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def test_assignment_gives_each_column_its_row():
 
 
 def test_a_plan_is_drawn_from_by_columns():
-    """Column j of a plan, up to a factor, is the law of the row that goes to j."""
+    """Column j of a plan, up to a factor, is the distribution of the row that goes to j."""
     plan = np.array([[0.0, 3.0, 1.0], [2.0, 1.0, 1.0], [2.0, 0.0, 6.0]])
     match = couplings.drawn(lambda cost: jnp.asarray(plan) / 7)
     keys = jax.random.split(jax.random.key(1), (4000, 3))
@@ -75,7 +75,7 @@ def test_a_plan_is_drawn_from_by_columns():
 
 @pytest.mark.parametrize("shares", [1, 2, 3])
 def test_shares_are_coupled_one_by_one(shares):
-    """Each share reverses its own noise, by keys and conditions of its own."""
+    """Each share reverses its own noise, with its own keys and conditions."""
 
     def flip(keys, x0, x1, c):
         return x0[::-1] + x1.mean() + c.value[0] + jax.random.key_data(keys)[0, 0].astype(float)

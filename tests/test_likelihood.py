@@ -1,4 +1,4 @@
-"""Likelihoods against known densities, and the way between data and noise."""
+"""Likelihoods against known densities, and the flow between data and noise."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def setting(path, n=6):
 
 @pytest.mark.parametrize("name", ["linear", "trig"])
 def test_log_density_of_a_gaussian(name):
-    """Within 1e-4 nats in float64 (and 1e-3 in float32, whose rounding adds up)."""
+    """Within 1e-4 nats in float64 (1e-3 in float32, because of accumulated rounding)."""
     with jax.enable_x64(True):
         p = paths.PATHS[name]()
         u, c = setting(p)
@@ -35,7 +35,7 @@ def test_log_density_of_a_gaussian(name):
 
 
 def test_hutchinson_is_unbiased():
-    """The mean over many keys within its own computed error, and more probes have less spread."""
+    """The mean over many keys is within its standard error, and more probes reduce the variance."""
     p = paths.linear()
     law = analytic.mixture([0.5, 0.5], [[1.0, 0.5], [-1.0, 0.0]], jnp.array([[[0.3, 0.2], [0.2, 0.4]]] * 2))
     n, x = 2000, jnp.array([0.4, 0.7])
@@ -71,7 +71,7 @@ def test_exact_divergence_is_the_trace():
 
 
 def test_guided_density_is_that_of_the_sampler():
-    """CFG of the lab, γ = 3: normalised, and N(0, 2^(1−γ)); not the tilted law's variance ½."""
+    """CFG in the lab at γ = 3: normalised and equal to N(0, 2^(1−γ)), not the tilted variance ½."""
     lab, axis = analytic.observation([[1.0]], 1.0), jnp.linspace(-3.0, 3.0, 301)[:, None]
     c, u = given(jnp.zeros((301, 1))), analytic.velocity(lab, paths.linear())
     guided = guidance.guide(u, c, guidance.classifier_free(u, c, 3.0))
@@ -88,7 +88,7 @@ def test_decode_undoes_encode():
 
 
 def test_bits_per_dimension():
-    """A uniform law over the bytes has 8 bits; halving the range of the scaled data takes nothing away."""
+    """A uniform distribution over bytes has 8 bits; halving the range of the scaled data changes nothing."""
     size = 3
     np.testing.assert_allclose(likelihood.bits_per_dimension(-size * jnp.log(2.0), size), 8.0, rtol=1e-6)
     np.testing.assert_allclose(likelihood.bits_per_dimension(jnp.float32(0.0), size, width=1.0), 8.0, rtol=1e-6)

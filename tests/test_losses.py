@@ -1,4 +1,4 @@
-"""The loss: its exact minimum, its independence of the batch's layout, and couplings."""
+"""The loss: its exact minimum, its independence of the layout of the batch, and couplings."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def draw_data(n=N):
 
 @pytest.mark.parametrize("name", ["linear", "trig"])
 def test_exact_velocity_has_the_least_loss(name):
-    """The exact field's loss is the conditional variance of the target, known in closed form; any other is worse."""
+    """The loss of the exact field is the conditional variance of the target, in closed form; other fields have more."""
     p = paths.PATHS[name]()
     x1, c = draw_data()
     recipe = losses.Recipe(p, times.uniform(), drop_rate=0.0)
@@ -65,7 +65,10 @@ def test_assigned_coupling_is_the_optimal_assignment():
 
 
 def test_sinkhorn_draws_from_a_plan_between_the_assignment_and_independence():
-    """Little entropy: the assignment's cost. Much: that of unpaired noise. Always the same noise, from rows alike."""
+    """With little entropy the cost is that of the assignment, with much that of unpaired noise.
+
+    The noise is always that of the batch, each equally likely.
+    """
     x0, x1 = jax.random.normal(jax.random.key(0), (2, 64, 2))
     c = given(jnp.arange(64))
 
@@ -89,7 +92,7 @@ COUPLINGS = [build.COUPLINGS[name] for name in ("assigned", "sinkhorn")]
 @pytest.mark.parametrize("make", COUPLINGS, ids=["assigned", "sinkhorn"])
 @pytest.mark.parametrize(("weight", "skewed"), [(0.0, True), (100.0, False)])
 def test_noise_given_a_condition_stays_standard_normal_only_if_the_coupling_knows_it(make, weight, skewed):
-    """Two classes at ±2: plain transport gives each the noise on its own side, so that E[x0|c] is not 0."""
+    """Two classes at ±2: plain transport gives each class the noise on its side, so E[x0|c] is not 0."""
     label = jnp.arange(64) % 2
     x1 = jnp.where(label == 1, 2.0, -2.0)[:, None] + 0.1 * jax.random.normal(jax.random.key(1), (64, 1))
     couple = jax.jit(make(condition_weight=weight))
@@ -99,8 +102,8 @@ def test_noise_given_a_condition_stays_standard_normal_only_if_the_coupling_know
         paired = couple(KEYS, x0, x1, given({"kind": label}))
         means.append(float(paired[label == 1].mean()))
         changed.append(bool(jnp.any(paired != x0)))
-    assert all(changed)  # it exchanges pairs, be it within a class
-    error = 2 / np.sqrt(20 * 32)  # noise that is drawn twice makes it up to twice the standard error
+    assert all(changed)  # it does exchange pairs, at least within a class
+    error = 2 / np.sqrt(20 * 32)  # repeated noise raises it to up to twice the standard error
     assert abs(np.mean(means)) > 8 * error if skewed else abs(np.mean(means)) < 3 * error
 
 
@@ -161,7 +164,7 @@ def test_keys_differ_from_step_to_step_and_from_example_to_example():
 
 
 def test_stratified_times_lie_in_their_strata():
-    """Example i of 8 has its t between the quantiles i/8 and (i + 1)/8 of a law that is not uniform."""
+    """Example i of 8 has its t between the quantiles i/8 and (i + 1)/8 of a non-uniform distribution."""
     seen, index, warp = [], jnp.arange(8), times.shift(3.0)
     x1, c = draw_data(8)
 
@@ -176,7 +179,7 @@ def test_stratified_times_lie_in_their_strata():
 
 
 def test_classification_is_the_weighted_cross_entropy_of_noisy_data():
-    """By NumPy, from the t and the x_t that the classifier is shown."""
+    """In NumPy, from the t and x_t that the classifier receives."""
     path, index, labels = paths.trig(), jnp.arange(64), jnp.arange(64) % 3
     x1, c = 100 + jnp.zeros((64, 2)), given(labels)
     recipe = losses.Recipe(path, times.uniform(), weight=losses.x1_error())

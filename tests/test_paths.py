@@ -1,4 +1,4 @@
-"""Paths: exact conversions on a Gaussian, derivatives, and the ends of the interval."""
+"""Paths: exact conversions on a Gaussian, derivatives, and the endpoints of the interval."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_path_from_two_coefficients_has_their_derivatives():
 
 @pytest.mark.parametrize("name", PATHS)
 def test_conversions_agree_with_a_gaussian(name):
-    """x1 ~ N(m, v): every quantity is known in closed form, so each conversion is checked on its own."""
+    """For x1 ~ N(m, v) every quantity has a closed form, so each conversion is tested on its own."""
     p, m, v = paths.PATHS[name](), 0.7, 0.4
     t = jnp.asarray(INNER)
     x = jnp.linspace(-2.0, 2.0, t.size)[:, None] + jnp.zeros((1, 3))
@@ -71,7 +71,7 @@ def test_conversions_agree_with_a_gaussian(name):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_regular_directions_are_exact_at_both_ends(name):
-    """u -> x1 and u -> x0 lose nothing at t = 0 and t = 1, also in float32."""
+    """u -> x1 and u -> x0 are accurate at t = 0 and t = 1, also in float32."""
     p = paths.PATHS[name]()
     for dtype, tolerance in ((jnp.float64, 1e-9), (jnp.float32, 2e-3 if name == "vp" else 1e-5)):
         t = jnp.asarray([0.0, 1e-4, 1 - 1e-4, 1.0], dtype)

@@ -1,4 +1,4 @@
-"""Laws whose weights do not sum to 1: their solver against the exact linear process, and their normalisation."""
+"""Products whose weights do not sum to 1: their solver against the exact linear process, and their normalisation."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ def product(weights, count, path=None):
     ],
 )
 def test_products_of_any_sum_are_drawn(weights, path, eta, off):
-    """100 steps, 32 sets of 500 particles; ``off`` is what the steps may add to the error of Z, relative."""
+    """100 steps, 32 sets of 500 particles; ``off`` allows for the relative error of Z from the steps."""
     path = paths.PATHS[path]()
     p, mean, variance, z = product(weights, 32, path)
     draw = partial(tilted.feynman_kac, p, path, ts=times.grid(100), shape=(1,), particles=500, eta=eta)
@@ -89,11 +89,11 @@ def rate(weights, us, scores):
 @pytest.mark.parametrize(("name", "end"), [("linear", 0.5), ("trig", 0.5), ("vp", 1.0)])
 @pytest.mark.parametrize("weights", [(-2.0, 3.0), (1.0, 0.5)])
 def test_weights_are_gathered_by_the_trapezoidal_rule(name, end, weights):
-    """The last node is not evaluated: its rate is 0 where κ(1) = 0 and W = 1, and else that before takes its place."""
+    """The last node is not evaluated: its rate is 0 if κ(1) = 0 and W = 1, and otherwise the previous rate is used."""
     path, steps, total = paths.PATHS[name](), 7, sum(weights)
     with jax.enable_x64(True):
         got, x = weights_of_still_particles(path, weights, steps)
-        # ∫N(0, 1)^W over ∫N(0, 1/W), where particles start
+        # ∫N(0, 1)^W relative to ∫N(0, 1/W), the distribution of the start
         expected = np.full(8, 0.5 * ((1 - total) * math.log(2 * math.pi) - math.log(total)))
         for i, t in enumerate(np.asarray(times.grid(steps), float)[:-1]):
             share = (0.5 if i == 0 else 1.0) + ((end if total == 1 else 1.0) - 0.5 if i == steps - 1 else 0.0)
@@ -103,7 +103,7 @@ def test_weights_are_gathered_by_the_trapezoidal_rule(name, end, weights):
 
 @pytest.mark.parametrize("until", [1.0, 0.5, 0.45])
 def test_a_proposal_adds_its_part_up_to_until(until):
-    """The rate of the proposal v, and Σ (w_i − v_i)·log N(x'; μ_i, σ²) of the memoryless steps, at fixed x."""
+    """The rate for v, plus Σ (w_i − v_i)·log N(x'; μ_i, σ²) over the memoryless steps, at fixed x."""
     path, steps, weights, own = paths.linear(), 10, (-2.0, 3.0), (0.3, 0.7)
     with jax.enable_x64(True):
         got, x = weights_of_still_particles(path, weights, steps, proposal=own, until=until)

@@ -1,4 +1,4 @@
-"""Guidance in training: the exact guided fields are what each target asks for, and nothing else is."""
+"""Training targets: their minimisers are the exact guided fields, and no others."""
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +61,9 @@ def test_plain_is_flow_matching_as_written_out():
 
 @pytest.mark.parametrize("name", CASES)
 def test_guided_fields_have_the_error_of_the_exact_ones(name):
-    """Every residual then is that of the plain velocity, whose mean square is the least; a teacher's, 0.
+    """The residual of the guided field is that of the plain velocity, with the least mean square; 0 with a teacher.
 
-    It holds for each example by itself, those that lost their condition among them.
+    This holds for each example separately, including those that lost their condition.
     """
     target, exact, teacher, expected = CASES[name]
     np.testing.assert_allclose(jax.jit(lambda: loss(exact, target, teacher))(), expected, rtol=2e-4, atol=1e-5)
@@ -71,7 +71,7 @@ def test_guided_fields_have_the_error_of_the_exact_ones(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_guided_fields_are_stationary_and_others_are_not(name):
-    """The slope of the loss along several directions is 0 up to the error of its mean, and not so beside the field."""
+    """The slope of the loss in several directions is 0 up to the error of its mean, and not 0 away from the field."""
     target, exact, teacher, _ = CASES[name]
     weight = jnp.where(c_present := C.value["label"][:, None] == 1, 1.0, -0.5)
     directions = [lambda x: jnp.ones_like(x), lambda x: x, lambda x: jnp.tanh(x[:, ::-1]) * weight]
@@ -95,7 +95,7 @@ def test_the_guided_fields_are_stationary_and_others_are_not(name):
 
 @pytest.mark.parametrize("name", ["model_guidance", "guidance_free"])
 def test_gradients_do_not_go_through_what_teaches(name):
-    """With a slope of the network only where the teaching passes look, there is none."""
+    """A network with a slope only in the passes that act as teacher has gradient 0."""
     target, exact, teacher, _ = CASES[name]
     only_null = losses.Recipe(P, times.uniform(), drop_rate=0.0, target=target)
 
@@ -111,7 +111,7 @@ def test_gradients_do_not_go_through_what_teaches(name):
 
 
 def test_residuals_are_their_formulas():
-    """Each pass answers otherwise, by its condition and the γ it is told: GFT's null pass is told γ = 1, say."""
+    """Each pass answers differently, depending on its condition and γ: the null pass of GFT gets γ = 1, for example."""
     label, present = np.array([0, 1, 1]), np.array([True, True, False])
     u, gamma = np.array([[0.3], [-1.0], [0.7]]), np.array([1.5, 4.0, 2.5])
     t, x = np.array([0.2, 0.5, 0.9]), np.array([[1.0], [-2.0], [0.4]])
@@ -143,7 +143,7 @@ def test_residuals_are_their_formulas():
 
 
 def test_ranges_of_gamma_by_default_are_those_of_the_papers():
-    """GFT draws β from 0.2 on; Meng et al. distil w from 0 to 4, which is γ from 1 to 5; MG takes w = 1/2."""
+    """GFT draws β from 0.2 to 1; Meng et al. distil w from 0 to 4, which is γ from 1 to 5; MG uses w = 1/2."""
     assert targets.guidance_free().gammas == (1.0, 5.0)
     assert targets.distilled().gammas == (1.0, 5.0)
     np.testing.assert_allclose(targets.guidance_free(0.25).quantile(np.array([0.0, 0.5, 1.0])), [1.0, 1.6, 4.0])
@@ -158,7 +158,7 @@ def test_ranges_of_gamma_by_default_are_those_of_the_papers():
     ],
 )
 def test_gamma_is_drawn_as_said(target, law):
-    """β = 1/γ is uniform, or γ is; it is told to every example, and does not depend on the batch."""
+    """1/γ = β is uniform, or γ is; every example gets its γ, which does not depend on the batch."""
     seen = []
     loss(lambda t, x, c: seen.append(c) or EXACT(t, x, given({"label": c.value["label"]})), target, EXACT)
     c = seen[-1]
@@ -183,7 +183,7 @@ def test_a_network_is_told_gamma():
     )
     assert (jnp.abs(one - two) > 1e-4).all()
     np.testing.assert_allclose(mixed, jnp.stack([one[0], two[1]]), rtol=1e-5)
-    with pytest.raises(ValueError, match="fields that have names"):
+    with pytest.raises(ValueError, match="only be added to named fields"):
         with_gamma(given(jnp.array([0, 1])), 2.0)
 
 
@@ -205,7 +205,7 @@ def test_ranges_that_are_none_are_refused(make, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_network_becomes_the_guided_field(name):
-    """In one pass, where the plain conditional field is far from it; exact fields teach the distilled one alone."""
+    """In one pass, although the plain conditional field is far from it; only distilled has an exact teacher."""
     target, exact, _, _ = CASES[name]
     fields = {"label": Label(("a", "b")), **({GAMMA: GAMMA_FIELD} if target.gammas else {})}
     network = as_network(lambda rngs: MLP((2,), fields, width=64, depth=2, rngs=rngs))

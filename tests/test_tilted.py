@@ -1,4 +1,4 @@
-"""Samplers of the γ-powered law: against the exact law, exact normalisation and identities along single paths."""
+"""Samplers of the γ-powered distribution: exact moments, exact normalisation, and identities along single paths."""
 
 import math
 from functools import partial
@@ -44,7 +44,7 @@ def drawn(particles):
 
 @pytest.mark.parametrize("eta", [1.0, 2.0])
 def test_gaussian_moments(eta):
-    """c = 1.5, γ = 3: the law has mean 2.25 and variance 0.5, CFG by ODE 3 and 0.25."""
+    """For c = 1.5, γ = 3 the target has mean 2.25 and variance 0.5, CFG by ODE 3 and 0.25."""
     r = powered(LAWS["Gaussian"].velocity, 3.0, jax.random.split(KEY, 16), 4000, 150, (("eta", eta),))
     w = jnp.exp(r.log_weights)[..., None]
     mean = np.asarray(jnp.sum(w * r.x, axis=(1, 2)))
@@ -52,7 +52,7 @@ def test_gaussian_moments(eta):
     for found, exact in ((mean, 2.25), (variance, 0.5)):
         error = found.std() / np.sqrt(len(found))
         assert error < 0.02
-        assert abs(found.mean() - exact) < 4 * error + 0.01  # the steps' own error, and that of finite K
+        assert abs(found.mean() - exact) < 4 * error + 0.01  # the error of the steps and of finite K
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_two_modes_come_ten_times_closer_than_guidance(gamma):
     law = LAWS["two modes"]
     exact = lab.powered(law, gamma)
     r = powered(law.velocity, gamma, jax.random.split(KEY, 8), 20_000, 100)
-    # Sets of particles vary more than as many independent samples do: the mean over eight of them.
+    # Particles vary more than independent samples, so this is the mean over eight sets.
     distance = np.mean([lab.distances(x[:, 0], exact)[0] for x in drawn(r)])
     guided, _ = lab.distances(lab.draw(law, lab.Contender("CFG", solver="ab3"), gamma, 20_000, 100), exact)
     assert distance < guided / (10 if gamma > 2 else 3)
@@ -114,7 +114,7 @@ PATHS = {"linear": paths.linear(), "trig": paths.trig(), "vp": paths.vp()}
 
 @pytest.mark.parametrize(("name", "path"), [*((n, "linear") for n in PRODUCTS), ("γ = 3", "trig"), ("sum 1.5", "trig")])
 def test_along_the_flow_weights_and_densities_agree_on_each_path(name, path):
-    """log Π p_i(x)^{w_i} − log q(x) = log W for every sample of the guided flow, q by the likelihood of that flow."""
+    """log Π p_i(x)^{w_i} − log q(x) = log W for every sample of the guided flow, with q from its likelihood."""
     path = PATHS[path]
     with jax.enable_x64(True):
         law = plane()
@@ -177,7 +177,7 @@ def test_importance_weights_are_those_of_the_flow(name):
 @pytest.mark.parametrize("path", ["linear", "vp"])
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
 def test_the_rate_is_that_of_the_scores(name, path, t):
-    """(Σ w_i·u_i)·S − Σ w_i·u_i·s_i, with the exact scores instead of the velocities."""
+    """(Σ w_i·u_i)·S − Σ w_i·u_i·s_i, from exact scores instead of velocities."""
     path = PATHS[path]
     with jax.enable_x64(True):
         law, count, t = plane(), 7, jnp.float64(t)
@@ -197,10 +197,10 @@ def test_the_rate_is_that_of_the_scores(name, path, t):
 @pytest.mark.slow
 @pytest.mark.parametrize("corrections", [1, 2, 4])
 def test_matched_corrections_are_the_sde_of_that_strength(corrections):
-    """As the steps shrink: mean and variance at N and 2N steps, extrapolated to the closed form of η = M.
+    """In the limit of small steps: mean and variance at N and 2N steps, extrapolated to the closed form for η = M.
 
-    The process is linear with Gaussian noise, so that three starts under the same noise give its slope and offset, and
-    the variance follows from the slope and from that of the noise alone.
+    The process is linear with Gaussian noise, so three starts with the same noise give its slope and offset, and the
+    variance follows from the slope and that of the noise alone.
     """
     law = LAWS["Gaussian"]
 
@@ -248,7 +248,7 @@ def test_a_corrector_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="corrections >= 0"):
         tilted.predictor_corrector(LINEAR, jax.random.split(KEY, 2), -1)
     solver = tilted.predictor_corrector(LINEAR, jax.random.split(KEY, 2), predictor=solvers.ab2())
-    with pytest.raises(ValueError, match="remember nothing"):
+    with pytest.raises(ValueError, match="have no memory"):
         solvers.solve(solver, lambda t, x: -x, jnp.ones((2, 1)), times.grid(3))
     assert len(solvers.evaluation_times(tilted.predictor_corrector(LINEAR, KEY, 3), times.grid(5))) == 1 + 4 * 4
 
@@ -269,12 +269,14 @@ def test_corrections_are_langevin_steps_with_fresh_noise(rule, size):
         x = solvers.solve(solver, velocity, jnp.full((n, 1), start), jnp.array(ts))
         return np.asarray(x, np.float64)[:, 0]
 
-    def flat(t, x):  # of score 0
+    def flat(t, x):  # its score is 0
         return x / t
 
     one = last(flat, 1)
     np.testing.assert_allclose(one.var(), 2 * size, rtol=0.05)
-    np.testing.assert_allclose(last(flat, 3).var(), 3 * 2 * size, rtol=0.05)  # the same noise thrice would make it 9
+    np.testing.assert_allclose(
+        last(flat, 3).var(), 3 * 2 * size, rtol=0.05
+    )  # with the same noise three times it would be 9
     later = last(flat, 1, (0.05, 0.25, 0.5, 0.75)) - one
     assert abs(np.corrcoef(later, one)[0, 1]) < 0.05
     pulled = last(lambda t, x: jnp.zeros_like(x), 1, start=2.0)  # u = 0 has the score −x/σ
@@ -307,7 +309,7 @@ def test_the_posterior_is_tracked_along_any_memoryless_path(guided):
     _, fine = errors(1600)
     np.testing.assert_array_equal(start, 0)
     assert float(fine.std()) < 0.12
-    assert 2.5 < float(rough.std() / fine.std()) < 6.5  # like the root of the step, 4
+    assert 2.5 < float(rough.std() / fine.std()) < 6.5  # about the square root of the step ratio, 4
 
 
 SYSTEMATIC = {
@@ -341,7 +343,7 @@ def test_resampling_keeps_count_of_ancestors():
 
 
 def test_a_law_depends_on_its_own_key_alone():
-    """Not on the laws beside it, nor on the devices they lie on."""
+    """Not on the other distributions, nor on the devices."""
     velocity, keys, gammas = LAWS["two modes"].velocity, jax.random.split(KEY, 8), jnp.linspace(1.5, 6.0, 8)
 
     def draw(gamma, keys):
@@ -399,13 +401,13 @@ def test_half_precision_and_both_ways_of_evaluating(solver, passes):
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_another_proposal_draws_the_same_law(scale):
-    """γ = 3 of the law, proposed by the conditional process or by that of γ' = 2."""
+    """Target γ = 3, proposed by the conditional process or by that with γ' = 2."""
     law, keys = LAWS["two modes"], jax.random.split(KEY, 16)
     p = tilted.powered(law.velocity, labels(*[0] * 16), 3.0)
     draw = partial(tilted.feynman_kac, p, LINEAR, ts=times.grid(400), shape=(1,), particles=1000)
     r = jax.jit(lambda keys: draw(keys, proposal=(1 - scale, scale)))(keys)
     distance, _ = lab.distances(drawn(r).reshape(-1), lab.powered(law, 3.0))
-    assert distance < 0.025  # that of guidance is 0.16
+    assert distance < 0.025  # 0.16 for guidance
     ratio = np.exp(np.asarray(r.log_z) - log_normalisation(law, 3.0))
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 4 + 0.02
 
@@ -426,7 +428,7 @@ def test_clip_and_until():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"proposal": (1.0,)}, "a weight for each factor"),
+        ({"proposal": (1.0,)}, "one weight per factor"),
         ({"particles": 0}, "particles >= 1"),
         ({"threshold": 1.5}, "threshold <= 1"),
         ({"passes": "both"}, "passes must be"),
@@ -454,7 +456,7 @@ def test_refuses_products_that_are_no_law_at_the_start():
     one = Reference(LAWS["Gaussian"].velocity, labels(0))
     with pytest.raises(ValueError, match="sum to more than 0"):
         tilted.product((one, one), (0.5, -0.5))
-    with pytest.raises(ValueError, match="one weight a factor"):
+    with pytest.raises(ValueError, match="one weight per factor"):
         tilted.product((one, one), (1.0,))
     p = tilted.powered(lambda t, x, c: x[:, :1], labels(0), 2.0)
     with pytest.raises(TypeError, match="shape"):
@@ -466,16 +468,16 @@ def test_what_laws_can_be_normalised():
     for gamma in (0.5, 2.0, 5.0, -3.0):
         smallest = np.linalg.eigvalsh((1 - gamma) * np.linalg.inv(a) + gamma * np.linalg.inv(b)).min()
         np.testing.assert_allclose(analytic.tail_precision([a, b], [1 - gamma, gamma]), smallest, atol=1e-9)
-    # The marginal holds the components of the condition: γ > 1 always has a law. Something narrower has not.
+    # The marginal has the components of the condition, so every γ > 1 works; a narrower marginal fails.
     every, own = np.array([0.2, 1.0, 0.5]), np.array([1.0, 0.5])
     assert analytic.tail_precision([every, own], [-9.0, 10.0]) > 0
     assert analytic.tail_precision([np.array([0.2, 0.5]), own], [-9.0, 10.0]) < 0
-    with pytest.raises(ValueError, match="one weight a law"):
+    with pytest.raises(ValueError, match="one weight per distribution"):
         analytic.tail_precision([every], [1.0, 2.0])
 
 
 def test_guidance_mixes_what_the_product_does():
-    """The velocity of powered laws is that of classifier-free guidance."""
+    """The velocity of ``powered`` is that of classifier-free guidance."""
     law, c = plane(), labels(0, 0, 1)
     velocity, x = analytic.velocity(law, LINEAR), jax.random.normal(KEY, (3, 2))
     p = tilted.powered(velocity, c, 2.5)

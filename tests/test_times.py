@@ -1,4 +1,4 @@
-"""Times: quantile functions are distributions and grids at once."""
+"""Times: warps as quantile functions and as grids."""
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def test_mode_is_symmetric_and_dense_in_the_middle():
     t = np.asarray(times.draw(KEYS, times.mode()))
     tau = jnp.linspace(0.0, 1.0, 9)
     np.testing.assert_allclose(times.mode()(tau) + times.mode()(1 - tau), 1.0, atol=1e-6)
-    assert np.mean(abs(t - 0.5) < 0.1) > 0.3  # of uniform draws 0.2
+    assert np.mean(abs(t - 0.5) < 0.1) > 0.3  # 0.2 for uniform draws
 
 
 def test_stratified_batch_has_one_draw_a_stratum():

@@ -1,4 +1,4 @@
-"""The exact laboratory: laws whose fields are known, and closed forms of what guidance samples from them."""
+"""Exact references: distributions with known velocity fields, and closed forms of what guidance samples from them."""
 
 from flowguide.analytic.guided import (
     Moments,

@@ -1,7 +1,8 @@
-"""Moments of guided sampling of Gaussians where there is no closed form: the equations of mean and covariance, solved.
+"""Moments of guided sampling of Gaussians without a closed form, by integrating the equations of mean and covariance.
 
-Covariances that do not commute, scales γ(t) that change, starts at t > 0 or from another law than N(0, I): the guided
-process stays linear, so that its mean and covariance obey ordinary differential equations. On the host, in float64.
+This covers covariances that do not commute, schedules γ(t), and starts at t > 0 or from a distribution other than
+N(0, I): the guided process is still linear, so its mean and covariance obey ordinary differential equations. Runs on
+the host, in float64.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike
 from flowguide import paths
 from flowguide.paths import Path
 
-NEAR_NOISE = 1e-6  # where a solve from pure noise starts: beyond it the expansion at t = 0 is exact to 1e-12
+NEAR_NOISE = 1e-6  # t where a solve from pure noise starts; up to it the expansion at t = 0 is exact to 1e-12
 
 
 def integrated_moments(
@@ -35,32 +36,32 @@ def integrated_moments(
     breaks: Sequence[float] = (),
     tolerance: float = 1e-9,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ``(d,)`` and covariance ``(d, d)`` of what CFG with scale γ(t) samples, by ODE (η = 0) or SDE (η > 0).
+    """Returns the mean ``(d,)`` and covariance ``(d, d)`` that CFG with scale γ(t) samples.
 
-    In y = x/α and r = σ²/α² the process dx = [u + ηκs]dt + √(2ηκ)dW has, with w = (1 − γ, γ), k = (1 + η)/2 and
-    M = Σw_i(Σ_i + rI)^{-1}, the moments
+    In y = x/α and r = σ²/α² the process dx = [u + ηκs]dt + √(2ηκ)dW (ODE for η = 0, SDE for η > 0) has, with
+    w = (1 − γ, γ), k = (1 + η)/2 and M = Σw_i(Σ_i + rI)^{-1}, the moments
 
         dE[y]/dr = k·Σw_i(Σ_i + rI)^{-1}(E[y] − m_i),        dC/dr = k(MC + CM) − ηI.
 
-    They are solved in the angle θ = atan(α/σ), r = cot²θ, and z = x/√(α² + σ²), where nothing is infinite at noise or
-    data. ``guided_moments`` is their closed form for a constant γ, covariances that commute and a start from noise.
+    They are integrated in the angle θ = atan(α/σ), r = cot²θ, and z = x/√(α² + σ²), where nothing is infinite at noise
+    or data. ``guided_moments`` is the closed form for constant γ, commuting covariances and a start from noise.
 
     Args:
       gamma: γ, or t -> γ.
-      path: the path, which matters if γ changes or the start is not at noise.
-      mean_null: m_u ``(d,)``; scalars are taken as d = 1.
+      path: the path, which matters if γ varies or the start is not at noise.
+      mean_null: m_u ``(d,)``; scalars are treated as d = 1.
       covariance_null: Σ_u ``(d, d)``.
       mean: m_c ``(d,)``.
       covariance: Σ_c ``(d, d)``.
-      eta: strength of the noise, as of ``solvers.memoryless``.
+      eta: strength of the noise, as in ``solvers.memoryless``.
       start: t where sampling starts.
-      start_mean: of x there; by default 0.
-      start_covariance: of x there; by default the identity, as samplers draw it whatever σ(start) is.
+      start_mean: mean of x at ``start``; by default 0.
+      start_covariance: covariance of x at ``start``; by default the identity, as samplers draw it for any σ(start).
       breaks: times at which γ jumps.
-      tolerance: relative, of the integration.
+      tolerance: relative and absolute tolerance of the integration.
 
     Raises:
-      ValueError: if η is negative, or the start is not in [0, 1).
+      ValueError: if η is negative, the start is not in [0, 1), or the shapes do not fit.
     """
     from scipy.integrate import solve_ivp  # JAX needs scipy too
 
@@ -71,12 +72,12 @@ def integrated_moments(
     d, eye = len(m_u), np.eye(len(m_u))
     if any(a.shape != (d,) for a in (m_u, m_c)) or any(a.shape != (d, d) for a in (s_u, s_c)):
         got = ", ".join(str(a.shape) for a in (m_u, s_u, m_c, s_c))
-        raise ValueError(f"expected means (d,) and covariances (d, d) of one d; got shapes {got}")
+        raise ValueError(f"expected means (d,) and covariances (d, d) with the same d; got shapes {got}")
     scale = gamma if callable(gamma) else lambda t: gamma
 
     @jax.jit
     def angle(t: jax.Array) -> tuple[jax.Array, ...]:
-        """sin θ, cos θ, dθ/dt and √(α² + σ²)."""
+        """Returns sin θ, cos θ, dθ/dt and √(α² + σ²)."""
         a, b = path.alpha(t), path.sigma(t)
         radius = jnp.hypot(a, b)
         return a / radius, b / radius, paths.wronskian(path, t) / radius**2, radius
@@ -86,7 +87,7 @@ def integrated_moments(
             return [float(value) for value in angle(jnp.asarray(t))]
 
     def slope(s: float, state: np.ndarray) -> np.ndarray:
-        """d/ds, t = 1 − s²: near data the angle of the vp path turns like the root of 1 − t."""
+        """d/ds with t = 1 − s²: near data the angle of the vp path changes like the square root of 1 − t."""
         t = 1 - s * s
         sin, cos, turn, _ = at(t)
         m, c = state[:d], state[d:].reshape(d, d)
@@ -103,7 +104,7 @@ def integrated_moments(
     c0 = eye if start_covariance is None else np.atleast_2d(np.asarray(start_covariance, float))
     sin, _, _, radius = at(start)
     m0, c0 = m0 / radius, c0 / radius**2
-    if sin == 0:  # cot θ = ∞: the first step by hand, in which z gains sin θ·Σw_im_i
+    if sin == 0:  # cot θ = ∞: take the first step by the expansion, which adds sin θ·Σw_im_i to z
         start = NEAR_NOISE
         m0 = m0 + at(start)[0] * ((1 - scale(start)) * m_u + scale(start) * m_c)
     state = np.concatenate([m0, c0.reshape(-1)])

@@ -1,7 +1,7 @@
-"""Exact fields: joint laws p(x, c) whose velocities, scores and densities are known on every path.
+"""Exact fields: joint distributions p(x, c) whose velocities, scores and densities are known on every path.
 
 A ``Mixture`` is conditioned on a label; a ``Joint`` Gaussian on a vector. ``velocity``, ``score``, ``log_density`` and
-``sample`` take either. The null condition gives the marginal p(x) = ∫ p(x, c) dc.
+``sample`` accept either. The null condition gives the marginal p(x) = ∫ p(x, c) dc.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from flowguide.typing import Array, CondVelocity
 
 
 class Mixture(NamedTuple):
-    """A Gaussian mixture with labels: p(x, c) = Σ_k π_k N(x; m_k, Σ_k) 1[label_k = c]. Null means every component.
+    """A Gaussian mixture with labels: p(x, c) = Σ_k π_k N(x; m_k, Σ_k) 1[label_k = c]. Null admits every component.
 
     Attributes:
-      weights: π ``(K,)``, positive, of any sum.
+      weights: π ``(K,)``, positive, with any sum.
       means: m ``(K, d)``.
       covariances: Σ ``(K, d, d)``, symmetric positive definite.
       labels: int32 ``(K,)``; several components may share one.
@@ -35,7 +35,7 @@ class Mixture(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """A Gaussian of x ``(d,)`` and a vector condition c ``(k,)``, together.
+    """A joint Gaussian of x ``(d,)`` and a vector condition c ``(k,)``.
 
     Attributes:
       mean_x: ``(d,)``.
@@ -53,23 +53,23 @@ class Joint(NamedTuple):
 
 
 def joint(mean_x: Array, mean_c: Array, covariance_x: Array, cross: Array, covariance_c: Array) -> Joint:
-    """A joint Gaussian from arrays or nested lists.
+    """Builds a joint Gaussian from arrays or nested lists.
 
     Raises:
-      ValueError: if the shapes do not fit each other.
+      ValueError: if the shapes do not match.
     """
     law = Joint(*(jnp.asarray(a, float) for a in (mean_x, mean_c, covariance_x, cross, covariance_c)))
     d, k = law.mean_x.shape[0], law.mean_c.shape[0]
     expected = ((d,), (k,), (d, d), (d, k), (k, k))
     if tuple(a.shape for a in law) != expected:
-        raise ValueError(f"a joint Gaussian of d = {d}, k = {k} has shapes {expected}; got {[a.shape for a in law]}")
+        raise ValueError(f"a joint Gaussian with d = {d}, k = {k} has shapes {expected}; got {[a.shape for a in law]}")
     return law
 
 
 def observation(matrix: Array, noise: Array | float) -> Joint:
     """x|c ~ N(A·c, noise·I or noise) with c ~ N(0, I): ``matrix`` A ``(d, k)``, ``noise`` () or ``(d, d)``.
 
-    With A = 1 and noise 1 this is the case in which Bradley & Nakkiran (2024) show what guidance samples.
+    With A = 1 and noise 1 this is the example for which Bradley & Nakkiran (2024) show what guidance samples.
     """
     a = jnp.asarray(matrix, float)
     d, k = a.shape
@@ -79,12 +79,12 @@ def observation(matrix: Array, noise: Array | float) -> Joint:
 
 
 def moments(law: Joint, c: Condition) -> tuple[Array, Array]:
-    """Mean ``(B, d)`` and covariance ``(B, d, d)`` of x|c, or of x where c is null; c is one Vector field."""
+    """Returns mean ``(B, d)`` and covariance ``(B, d, d)`` of x|c, or of x where c is null; c has one Vector field."""
     return _mean(law, c), _covariances(law)[_only(c)[1].astype(int)]
 
 
 def _gain(law: Joint) -> Array:
-    """Σ_xcΣ_cc^{-1}, of the regression of x on c."""
+    """Returns Σ_xcΣ_cc^{-1}, the gain of the regression of x on c."""
     return jnp.linalg.solve(law.covariance_c, law.cross.T).T
 
 
@@ -94,14 +94,14 @@ def _mean(law: Joint, c: Condition) -> Array:
 
 
 def _covariances(law: Mixture | Joint) -> Array:
-    """All that there are: of each component ``(K, d, d)``; of x, and of x|c whatever c is, ``(2, d, d)``."""
+    """All covariances: of each component ``(K, d, d)``; or of x, and of x|c for any c, ``(2, d, d)``."""
     if isinstance(law, Mixture):
         return law.covariances
     return jnp.stack([law.covariance_x, law.covariance_x - _gain(law) @ law.cross.T])
 
 
 def mixture(weights: Array, means: Array, covariances: Array, labels: Array | None = None) -> Mixture:
-    """A mixture; covariances may be variances, () or ``(K,)``. Without labels each component is its own class."""
+    """Builds a mixture; covariances may be variances, () or ``(K,)``. By default each component is its own class."""
     means = jnp.asarray(means, float)
     covariances = jnp.asarray(covariances, means.dtype)
     count, d = means.shape
@@ -117,19 +117,19 @@ _Spectrum: TypeAlias = tuple[Array, Array]  # eigenvalues (K, d) and eigenvector
 class _Posterior(NamedTuple):
     """Per example and component, in the eigenbasis of each covariance; S_k = α²Σ_k + σ²I."""
 
-    log_joint: Array  # (B, K) log π_k N(x; αm_k, S_k), −inf for components of another class
+    log_joint: Array  # (B, K) log π_k N(x; αm_k, S_k), −inf for components of other classes
     rotated: Array  # (B, K, d) x − αm_k, in that basis
     inverse: Array  # (B, K, d) eigenvalues of S_k^{-1}
 
 
 def velocity(law: Mixture | Joint, p: Path) -> CondVelocity:
-    """The exact marginal velocity u(t, x, c) for a condition of one field (an array, or a dict of one).
+    """The exact marginal velocity u(t, x, c) for a condition with one field (an array, or a dict of one).
 
-    u = Σ_k w_k [α̇m_k + (αα̇Σ_k + σσ̇I)S_k^{-1}(x − αm_k)], with w_k the posterior weights of the components; the
-    ``Joint`` has one, with the moments of x|c.
+    u = Σ_k w_k [α̇m_k + (αα̇Σ_k + σσ̇I)S_k^{-1}(x − αm_k)], with w_k the posterior weights of the components; a
+    ``Joint`` has one component, with the moments of x|c.
     """
 
-    spectrum = jnp.linalg.eigh(_covariances(law))  # here, once, and not at every evaluation
+    spectrum = jnp.linalg.eigh(_covariances(law))  # once, not in every evaluation
 
     def u(t: Array, x: Array, c: Condition) -> Array:
         if isinstance(law, Joint):
@@ -145,7 +145,7 @@ def velocity(law: Mixture | Joint, p: Path) -> CondVelocity:
 
 
 def score(law: Mixture | Joint, p: Path) -> CondVelocity:
-    """∇_x log p_t(x|c), a function of t, x ``(B, d)`` and c; regular on all of [0, 1]."""
+    """Returns ∇_x log p_t(x|c), a function of t, x ``(B, d)`` and c; regular on all of [0, 1]."""
 
     spectrum = jnp.linalg.eigh(_covariances(law))
 
@@ -159,7 +159,7 @@ def score(law: Mixture | Joint, p: Path) -> CondVelocity:
 
 
 def log_density(law: Mixture | Joint, p: Path, t: Array, x: Array, c: Condition) -> Array:
-    """log p_t(x|c) ``(B,)``; log p_t(x) where c is null."""
+    """Returns log p_t(x|c) ``(B,)``; log p_t(x) where c is null."""
     spectrum = jnp.linalg.eigh(_covariances(law))
     if isinstance(law, Joint):
         return _gaussian(law, spectrum, p, t, x, c)[2]
@@ -168,7 +168,7 @@ def log_density(law: Mixture | Joint, p: Path, t: Array, x: Array, c: Condition)
 
 
 def sample(key: Array, law: Mixture | Joint, c: Condition) -> Array:
-    """Exact draws x1 ``(B, d)`` from p(x|c)."""
+    """Draws exact samples x1 ``(B, d)`` from p(x|c)."""
     which, noise = jax.random.split(key)
     if isinstance(law, Joint):
         mean, covariance = moments(law, c)
@@ -179,7 +179,7 @@ def sample(key: Array, law: Mixture | Joint, c: Condition) -> Array:
 
 
 def flow_matching_minimum(m: Mixture, p: Path, t: Array) -> Array:
-    """The least value of the flow matching loss at times t ``(T,)``, for a single Gaussian (K = 1): ``(T,)``.
+    """Returns the minimum of the flow-matching loss at times t ``(T,)``, for a single Gaussian (K = 1): ``(T,)``.
 
     E|α̇x1 + σ̇x0 − u(t, x_t)|²/d: the variance of the target that x_t does not explain. Per eigenvalue v of the
     covariance it is vΔ²/(α²v + σ²), with Δ = α̇σ − ασ̇.
@@ -188,7 +188,7 @@ def flow_matching_minimum(m: Mixture, p: Path, t: Array) -> Array:
       ValueError: if the mixture has more than one component.
     """
     if m.means.shape[0] != 1:
-        raise ValueError(f"the minimum has a closed form for one component; got {m.means.shape[0]}")
+        raise ValueError(f"the minimum has a closed form only for one component; got {m.means.shape[0]}")
     t = jnp.asarray(t)[:, None]
     v = jnp.linalg.eigvalsh(m.covariances[0])
     return jnp.mean(v * paths.wronskian(p, t) ** 2 / (p.alpha(t) ** 2 * v + p.sigma(t) ** 2), -1)
@@ -200,22 +200,22 @@ def _admitted(m: Mixture, c: Condition) -> Array:
 
 
 def _only(c: Condition) -> tuple[Array, Array]:
-    """Value and presence of the one field of c."""
+    """Returns value and presence of the only field of c."""
     (value,), (present,) = jax.tree.leaves(c.value), jax.tree.leaves(c.present)
     return value, present
 
 
 def _each(t: Array, x: Array) -> Array:
-    """t () or ``(B,)`` as ``(B,)``, in the dtype of x."""
+    """Broadcasts t () or ``(B,)`` to ``(B,)``, in the dtype of x."""
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
 
 
 def _gaussian(law: Joint, spectrum: _Spectrum, p: Path, t: Array, x: Array, c: Condition) -> tuple[Array, Array, Array]:
-    """Velocity, score and log-density of the one Gaussian; S = α²Σ + σ²I."""
+    """Returns velocity, score and log-density of a single Gaussian; S = α²Σ + σ²I."""
     t = _each(t, x)[:, None]
     a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
     mean = _mean(law, c)
-    eigenvalues, basis = spectrum  # in which S is diagonal at every t
+    eigenvalues, basis = spectrum  # S is diagonal in this basis at every t
     present = _only(c)[1][:, None]
 
     def rotate(y: Array, turn: str) -> Array:

@@ -1,4 +1,8 @@
-"""Guided velocities: rules, scales over time, and where the references come from. Needs only jax and numpy."""
+"""Guided velocities: guidance rules, scale schedules γ(t), and reference velocities.
+
+γ is the guidance scale of (1 − γ)·u(x, ∅) + γ·u(x, c), as ``guidance_scale`` in Diffusers: 1 is conditional sampling, 0
+unconditional. Several papers use w = γ − 1 instead. Needs only jax and numpy.
+"""
 
 from flowguide.guidance import methods, schedules
 from flowguide.guidance.diagnostics import Gap, gap

@@ -1,4 +1,4 @@
-"""What guidance does along a solve: how far apart the velocities are, and how they point."""
+"""Diagnostics of guidance along a solve: the distance and angle between the conditional and the null velocity."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from flowguide.typing import Array, CondVelocity, Velocity
 
 
 class Gap(NamedTuple):
-    """Along a solve, at each node but the last, per sample.
+    """Statistics at each node of a solve but the last, per sample.
 
     Attributes:
       t: ``(N,)``.
-      difference: ‖u_c − u_∅‖ ``(N, B)``, over all of a sample.
+      difference: ‖u_c − u_∅‖ ``(N, B)``, over the whole sample.
       conditional: ‖u_c‖ ``(N, B)``.
-      cosine: of the angle between u_c and u_∅, ``(N, B)``.
+      cosine: cosine of the angle between u_c and u_∅, ``(N, B)``.
     """
 
     t: Array
@@ -33,7 +33,7 @@ class Gap(NamedTuple):
 def gap(
     velocity: CondVelocity, c: Condition, solver: Solver, guided: Velocity | StatefulVelocity, x0: Array, ts: Array
 ) -> Gap:
-    """Measures u_c against u_∅ where a (guided) solve passes; costs two evaluations a node beside the solve."""
+    """Compares u_c with u_∅ along a (guided) solve; costs two evaluations per node in addition to the solve."""
     states = solve(solver, guided, x0, ts, trajectory=True)[:-1]
 
     def at(_: None, here: tuple[Array, Array]) -> tuple[None, tuple[Array, ...]]:

@@ -1,9 +1,9 @@
-"""Guided velocities: the one place where a rule meets the velocities it combines.
+"""Guided velocities: evaluates the conditional velocity and its references, and combines them by a rule.
 
-A guided velocity is a velocity: solvers never know. The methods differ in where the references come from (the null
-condition, a negative one, another network) and in the rule that combines them; this file only evaluates them, and
-evaluates no more than is needed. A rule with memory, or references that are reused, make a ``StatefulVelocity``, which
-``solve`` takes as well.
+A guided velocity is a velocity, so solvers need not know about guidance. Methods differ in where the references come
+from (the null condition, a negative one, another network) and in the rule that combines them; this module evaluates
+them, and only those that are needed. A rule with memory, or reused references, give a ``StatefulVelocity``, which
+``solve`` also accepts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,31 +25,33 @@ from flowguide.typing import Array, CondVelocity, PyTree, Rule, Schedule, Veloci
 
 Passes = Literal["together", "apart"]
 
+_Evaluate: TypeAlias = Callable[[Array, Array], tuple[Array, tuple[Array, ...]]]  # t, x -> v, references
+
 
 class Terms(IntEnum):
     """Which velocities a rule needs at some t."""
 
-    CONDITIONAL = 0  # the guided velocity is the conditional one
+    CONDITIONAL = 0  # only the conditional velocity, which is the guided one
     ALL = 1
-    REFERENCES = 2  # the conditional one has no weight
+    REFERENCES = 2  # only the references: the conditional velocity has no weight
 
 
 class Reference(NamedTuple):
-    """Where a reference velocity comes from: a network (often the guided one itself) under some condition."""
+    """A reference velocity: a network (often the guided one itself) under some condition."""
 
     velocity: CondVelocity
     condition: Condition
 
 
 class Guidance(NamedTuple):
-    """All that turns a conditional velocity into a guided one.
+    """Everything that turns a conditional velocity into a guided one.
 
     Attributes:
-      references: what the rule is given beside the conditional velocity.
+      references: the velocities that the rule gets in addition to the conditional one.
       rule: combines them.
       terms: t () or ``(B,)`` -> ``Terms`` as int32 (), what the rule needs at t.
-      interval: the rule acts for start ≤ t ≤ stop; at other times the guided velocity is the conditional one, whatever
-        the rule (Kynkäänniemi et al. 2024, in our time). Both may be traced. None for all times.
+      interval: the rule is applied for start ≤ t ≤ stop; at other times the guided velocity is the conditional one
+        (Kynkäänniemi et al. 2024, with t = 0 at noise). Both may be traced. None for all times.
     """
 
     references: tuple[Reference, ...]
@@ -59,7 +61,7 @@ class Guidance(NamedTuple):
 
 
 def inside(guidance: Guidance, t: Array) -> Array:
-    """Whether t is in the interval of the guidance; bool of the shape of t."""
+    """Whether t is in the guidance interval; bool of the shape of t."""
     if guidance.interval is None:
         return jnp.ones(jnp.shape(t), bool)
     start, stop = guidance.interval
@@ -67,15 +69,15 @@ def inside(guidance: Guidance, t: Array) -> Array:
 
 
 def needed(guidance: Guidance, t: Array) -> Array:
-    """The ``Terms`` that are evaluated at t () or ``(B,)``, int32 (): those of the rule inside the interval."""
+    """Returns the ``Terms`` that are evaluated at t () or ``(B,)``, int32 (): those of the rule inside the interval."""
     on, terms = inside(guidance, t), guidance.terms(t)
-    # A batch of times can lie on both sides of an edge: then some samples need the conditional velocity.
+    # If a batch of times lies on both sides of an edge, some samples need the conditional velocity.
     terms = jnp.where(jnp.all(on), terms, jnp.minimum(terms, Terms.ALL))
     return jnp.where(jnp.any(on), terms, Terms.CONDITIONAL)
 
 
 def evaluations_at(guidance: Guidance, t: Array) -> Array:
-    """Network evaluations that one sample costs at t, int32 (): 1, 1 + n or n for n references."""
+    """Returns the network evaluations per sample at t, int32 (): 1, 1 + n or n for n references."""
     n = len(guidance.references)
     return jnp.array([1, 1 + n, n], jnp.int32)[needed(guidance, t)]
 
@@ -83,13 +85,13 @@ def evaluations_at(guidance: Guidance, t: Array) -> Array:
 def terms_where(
     conditional: Sequence[tuple[Schedule, float]] = (), references: Sequence[tuple[Schedule, float]] = ()
 ) -> Callable[[Array], Array]:
-    """``Guidance.terms`` of a rule, from the values of its scales at which a velocity has no weight.
+    """Returns ``Guidance.terms`` of a rule from the schedule values at which a velocity has no weight.
 
     Args:
-      conditional: schedules and values; where every schedule has its value, the rule returns the conditional velocity.
-      references: the same; where every schedule has its value, the rule does not use the conditional velocity.
+      conditional: schedules and values; if every schedule has its value, the rule returns the conditional velocity.
+      references: the same; if every schedule has its value, the rule does not use the conditional velocity.
 
-    Each may be empty: the rule then has no such case.
+    An empty sequence means that the rule has no such case.
     """
 
     def all_equal(pairs: Sequence[tuple[Schedule, float]], t: Array) -> Array:
@@ -104,12 +106,12 @@ def terms_where(
 
 
 def against(reference: Reference, rule: Rule | StatefulRule, gamma: Schedule) -> Guidance:
-    """Guidance by a rule of one reference that is the conditional velocity where γ(t) = 1."""
+    """Returns guidance by a rule with one reference that gives the conditional velocity where γ(t) = 1."""
     return Guidance((reference,), rule, terms_where(conditional=[(gamma, 1.0)]))
 
 
 def always(references: Sequence[Reference], rule: Rule | StatefulRule) -> Guidance:
-    """Guidance by a rule that needs everything at all times."""
+    """Returns guidance by a rule that needs all velocities at all times."""
     return Guidance(tuple(references), rule, lambda t: jnp.int32(Terms.ALL))
 
 
@@ -126,18 +128,19 @@ def classifier_free(
     """Classifier-free guidance of ``velocity`` towards ``c``, away from ``negative``.
 
     Args:
-      velocity: one network that holds u(t, x, c) and u(t, x, ∅).
+      velocity: one network for u(t, x, c) and u(t, x, ∅).
       c: the condition to follow, batch B. Only its structure is used here.
       gamma: the scale γ, () or ``(B,)``, or a schedule γ(t); an array may be traced. 0 is unconditional, 1 conditional,
-        more is guided.
+        above 1 guided.
       negative: conditions to avoid, each of batch B.
-      gamma_negative: weight γ_n of the negative conditions, u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅). None lets the one
-        negative condition replace ∅ instead, (1 − γ)u_d + γu_c.
-      interval: guide for t between these two times, both included; the conditional velocity alone elsewhere.
+      gamma_negative: weight γ_n of the negative conditions, u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅). With None, the one
+        negative condition replaces ∅ instead, (1 − γ)u_d + γu_c.
+      interval: guide for t between these two times, both included; the conditional velocity is used elsewhere.
       phi: strength of the rescaling of Lin et al. 2024; 0 for none.
 
     Raises:
-      ValueError: if several negative conditions are to replace the one ∅, or a weight has nothing to weigh.
+      ValueError: if several negative conditions are given without ``gamma_negative``, or ``gamma_negative`` without
+        any.
     """
 
     if gamma_negative is None and len(negative) > 1:
@@ -145,7 +148,7 @@ def classifier_free(
             f"only one negative condition can replace the null condition; got {len(negative)}: give gamma_negative"
         )
     if gamma_negative is not None and not negative:
-        raise ValueError("gamma_negative weighs negative conditions, and there is none: give negative")
+        raise ValueError("gamma_negative is given, but no negative condition: give negative, or leave it out")
 
     g = gamma if callable(gamma) else schedules.constant(gamma)
     null = Reference(velocity, condition.null(c))
@@ -160,11 +163,11 @@ def classifier_free(
 
 
 def rescaled(guidance: Guidance, phi: Array | float) -> Guidance:
-    """The guidance with its result rescaled by φ (``rules.rescale``).
+    """Returns the guidance with its result rescaled by φ (``rules.rescale``).
 
-    The rescaled rule reads the standard deviation of the conditional velocity, so it needs that velocity at any weight.
+    The rescaled rule uses the standard deviation of the conditional velocity, so it needs that velocity at any weight.
     """
-    rule = rules.rescale(guidance.rule, phi)
+    rule = rules.rescale(guidance.rule, phi=phi)
     return guidance._replace(rule=rule, terms=lambda t: jnp.minimum(guidance.terms(t), Terms.ALL))
 
 
@@ -173,10 +176,10 @@ def compose(
 ) -> Guidance:
     """u_∅ + γ(u_c − u_∅) + Σ γ_i(u_i − u_∅): AND for positive, NOT for negative weights (Liu et al. 2022, eq. 11).
 
-    Products of p(c_i|x) where the conditions are independent given x; two times the same condition counts twice.
+    A product of p(c_i|x) if the conditions are independent given x; the same condition twice counts twice.
 
     Args:
-      velocity: one network for all.
+      velocity: one network for all conditions.
       c: the first condition, batch B.
       gamma: its weight.
       others: the other conditions, batch B each, with their weights, () or ``(B,)`` or schedules.
@@ -190,34 +193,34 @@ def compose(
 def guide(
     velocity: CondVelocity, c: Condition, guidance: Guidance, passes: Passes = "together", reuse: int = 1
 ) -> Velocity | StatefulVelocity:
-    """The guided velocity, a function of t () or ``(B,)`` and x ``(B, *D)``.
+    """Returns the guided velocity, a function of t () or ``(B,)`` and x ``(B, *D)``.
 
-    Only what is ``needed`` at t is computed, by a ``lax.switch``. It saves work only while its index is a scalar, so do
-    not vmap over t; a batch of times evaluates all that any of its members needs.
+    Only what is ``needed`` at t is computed, by a ``lax.switch``. This only saves work if its index is a scalar, so do
+    not vmap over t; a batch of times evaluates whatever any of its members needs.
 
-    A rule with memory pauses in a step that starts outside the interval, or where its terms are CONDITIONAL: its memory
-    does not advance, and ``StatefulRule.pause`` says what is left of it.
+    A rule with memory pauses in a step that starts outside the interval, or whose terms are CONDITIONAL: its memory
+    does not advance, and ``StatefulRule.pause`` determines what is kept.
 
     Args:
       velocity: the conditional velocity u(t (B,), x, c).
       c: the condition to follow, batch B.
       guidance: references and rule.
-      passes: "together" evaluates v and the references on the same network as one call on an (1 + n)-fold batch,
-        best for small batches; "apart" makes 1 + n calls, and needs less memory.
-      reuse: the references are evaluated in every ``reuse``-th guided step alone; between, their last difference from
-        the conditional velocity stands for them (guidance left out or reused: Castillo et al. 2023, arXiv 2312.12487).
+      passes: "together" evaluates v and the references of the same network in one call on an (1 + n)-fold batch, best
+        for small batches; "apart" makes 1 + n calls and needs less memory.
+      reuse: evaluate the references only in every ``reuse``-th guided step; in between, reuse their last difference
+        from the conditional velocity (Castillo et al. 2023, arXiv 2312.12487, omit or reuse guidance).
 
     Returns:
-      A velocity; where the rule has a memory or ``reuse`` is above 1, a ``StatefulVelocity`` for ``solve``.
+      A velocity; if the rule has memory or ``reuse`` is above 1, a ``StatefulVelocity`` for ``solve``.
 
     Raises:
-      ValueError: for another word in ``passes``, or ``reuse`` below 1.
-      TypeError: if c is no ``Condition``.
+      ValueError: if ``passes`` is unknown, or ``reuse`` is below 1.
+      TypeError: if c is not a ``Condition``.
     """
     check_passes(passes)
     condition.check_condition(c)
     if reuse < 1:
-        raise ValueError(f"reuse counts steps, from 1 (never) up; got {reuse}")
+        raise ValueError(f"reuse is a number of steps, 1 (no reuse) or more; got {reuse}")
     conditional, references = condition.bind(velocity, c), guidance.references
 
     def everything(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -230,13 +233,13 @@ def guide(
 
     def only_inside(t: Array, guided: Array, v: Array) -> Array:
         guided = guided.astype(v.dtype)
-        # With one t for all, the switch has seen to it.
+        # For a scalar t the switch already decides this.
         return jnp.where(over(inside(guidance, t), v), guided, v) if jnp.ndim(t) else guided
 
     if not isinstance(guidance.rule, StatefulRule) and reuse == 1:
         rule = guidance.rule
 
-        def branch(evaluate: Callable) -> Velocity:
+        def branch(evaluate: _Evaluate) -> Velocity:
             def combined(t: Array, x: Array) -> Array:
                 v, refs = evaluate(t, x)
                 return only_inside(t, rule(t, x, v, refs), v)
@@ -264,7 +267,7 @@ def guide(
         def sometimes(t: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
             return jax.lax.cond(count % reuse == 0, everything, again, t, x)
 
-        def branch(evaluate: Callable) -> Callable:
+        def branch(evaluate: _Evaluate) -> Callable[[Array, Array], tuple[Array, PyTree]]:
             def guided(t: Array, x: Array) -> tuple[Array, PyTree]:
                 v, refs = evaluate(t, x)
                 new = [(v - ref).astype(old.dtype) for ref, old in zip(refs, kept, strict=True)] if reuse > 1 else ()
@@ -273,7 +276,7 @@ def guide(
 
             return guided
 
-        if reuse > 1:  # a difference to keep needs both of its velocities, whatever their weights
+        if reuse > 1:  # the stored difference needs both velocities, whatever their weights
             return jax.lax.cond(needed(guidance, t) == Terms.CONDITIONAL, alone, branch(sometimes), t, x)
         return jax.lax.switch(needed(guidance, t), (alone, branch(everything), branch(without)), t, x)
 
@@ -281,9 +284,9 @@ def guide(
 
 
 def evaluate(references: Sequence[Reference], t: Array, x: Array, passes: Passes = "together") -> tuple[Array, ...]:
-    """The velocities of all references at t () or ``(B,)`` and x ``(B, *D)``.
+    """Evaluates the velocities of all references at t () or ``(B,)`` and x ``(B, *D)``.
 
-    "together" calls each network once, on as many copies of x as it has conditions; "apart" once for each condition.
+    "together" calls each network once, with one copy of x per condition; "apart" once per condition.
     """
     if passes == "apart":
         return tuple(condition.bind(*r)(t, x) for r in references)
@@ -301,20 +304,20 @@ def evaluate(references: Sequence[Reference], t: Array, x: Array, passes: Passes
 
 
 def check_passes(passes: str) -> None:
-    """Raises ``ValueError`` for another word than "together" and "apart"."""
+    """Raises ``ValueError`` unless ``passes`` is "together" or "apart"."""
     if passes not in ("together", "apart"):
         raise ValueError(f'passes must be "together" or "apart"; got {passes!r}')
 
 
 def network_evaluations(solver: Solver, guidance: Guidance, ts: Array, reuse: int = 1) -> Array:
-    """Network evaluations a sample, int32 (), of ``solve`` over ``ts`` with ``guide(..., reuse=reuse)``.
+    """Returns the network evaluations per sample, int32 (), of ``solve`` over ``ts`` with ``guide(..., reuse=reuse)``.
 
-    Each stage costs ``evaluations_at`` its time; one that reuses its references costs 1.
+    Each stage costs ``evaluations_at`` its time; a stage that reuses its references costs 1.
     """
     at = evaluation_times(solver, ts)
     if reuse == 1:
         return jnp.sum(jax.vmap(partial(evaluations_at, guidance))(at), dtype=jnp.int32)
-    # The conditional velocity is evaluated always; the step that a stage belongs to says if the references are.
+    # Every stage evaluates the conditional velocity; its step decides whether the references are evaluated too.
     active = jax.vmap(partial(needed, guidance))(at) != Terms.CONDITIONAL
     stages = [len(solver.first or solver.nodes), *[len(solver.nodes)] * (len(ts) - 2)]
     starts = jnp.cumsum(jnp.array([0, *stages[:-1]]))

@@ -1,4 +1,4 @@
-"""Rules whose scale depends on how large the difference from the reference is."""
+"""Rules whose scale depends on the magnitude of the difference from the reference."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flowguide.solvers.solver import over
 from flowguide.typing import Array, Rule, Schedule
 
 
-def magnitude_aware(gamma: Schedule, alpha: float = 8.0) -> Rule:
+def magnitude_aware(gamma: Schedule, *, alpha: float = 8.0) -> Rule:
     """MAMBO-G: CFG with γ_eff = 1 + (γ − 1)·exp(−α‖v − u_ref‖/‖u_ref‖), per sample (arXiv 2508.03442).
 
-    Large differences, as at the start of sampling, are guided less. α = 0 is CFG; theirs: γ = 10, α = 8.
+    Large differences, as at the start of sampling, are guided less. α = 0 is CFG; the paper uses γ = 10, α = 8.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
@@ -26,11 +26,11 @@ def magnitude_aware(gamma: Schedule, alpha: float = 8.0) -> Rule:
     return rule
 
 
-def beta_normalised(gamma: Schedule, path: Path, exponent: float = 1.0) -> Rule:
+def beta_normalised(gamma: Schedule, path: Path, *, exponent: float = 1.0) -> Rule:
     """β-CFG: u_∅ + γ(t)·(v − u_∅)/‖e_v − e_∅‖^q, with e = E[x0|x_t] (Malarz et al. 2025, arXiv 2502.10574).
 
-    γ(t) is the Beta density of ``schedules.beta``. The norm is over all of a sample, in units of noise, so that the
-    scale depends on the dimension; q = 0 is CFG with that schedule.
+    γ(t) is the Beta density of ``schedules.beta`` and q is ``exponent``. The norm is over the whole sample, in units of
+    noise, so the scale depends on the dimension; q = 0 is CFG with that schedule.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
@@ -42,13 +42,13 @@ def beta_normalised(gamma: Schedule, path: Path, exponent: float = 1.0) -> Rule:
     return rule
 
 
-def contrastive(gamma: Schedule, gamma_negative: Schedule, path: Path, tau: float = 0.2) -> Rule:
+def contrastive(gamma: Schedule, gamma_negative: Schedule, path: Path, *, tau: float = 0.2) -> Rule:
     """Contrastive guidance (Chang et al. 2024, arXiv 2411.17077): weights that saturate.
 
     u_∅ + 2γ(v − u_∅)/(1 + e^{−τa}) − 2γ_n·Σ_d(u_d − u_∅)·e^{−τb}/(1 + e^{−τb}), with a and b the squared norms of the
-    differences of the noise predictions: far from d there is no pushing away from it. References: the null velocity,
-    then one for each d. At τ = 0 it is ``cfg_negative``; the norms are over all of a sample, so that τ depends on the
-    dimension. The paper has one scale, γ = γ_n = 7.5, and τ = 0.2.
+    differences of the noise predictions: far from d it is not pushed away from d. References: the null velocity, then
+    one for each d. At τ = 0 it is ``cfg_negative``; the norms are over the whole sample, so τ depends on the dimension.
+    The paper uses one scale, γ = γ_n = 7.5, and τ = 0.2.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:

@@ -1,4 +1,4 @@
-"""Guidance methods by name, with their settings: what a command line chooses from."""
+"""Guidance methods by name, with their settings, for command lines."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from flowguide.typing import Array, CondVelocity, Rule, Schedule
 
 
 class GuidanceInputs(NamedTuple):
-    """What is to be sampled, whatever the method.
+    """The inputs that all methods share.
 
     Attributes:
-      velocity: one network that holds u(t, x, c) and u(t, x, ∅).
+      velocity: one network for u(t, x, c) and u(t, x, ∅).
       c: the condition, batch B.
       gamma: γ(t).
-      path: of the network.
+      path: the path of the network.
       negatives: conditions to avoid, batch B each.
-      gamma_negative: γ_n(t), their weight; None lets the one of them replace ∅.
+      gamma_negative: γ_n(t), their weight; with None the one negative condition replaces ∅.
       composed: further conditions with their weights, composed with c.
-      ts: the grid of the solve; None if the solver chooses its steps.
-      weak: a weaker network for the same conditions (weaker, or perturbed); None if there is none.
-      interval: the times between which the method acts; None for all.
+      ts: the grid of the solve; None if the solver is adaptive.
+      weak: a weaker or perturbed network for the same conditions; None if there is none.
+      interval: the times between which the method is applied; None for all.
     """
 
     velocity: CondVelocity
@@ -57,10 +57,10 @@ class GuidanceInputs(NamedTuple):
 
 
 def build(name: str, inputs: GuidanceInputs, rescale: float = 0.0, **settings: Any) -> Guidance:
-    """The guidance of a method, its result rescaled as far as ``rescale`` says (``rules.rescale``).
+    """Returns the guidance of a method, rescaled by ``rescale`` (``rules.rescale``).
 
     Raises:
-      ValueError: for a name or a setting that there is not, or what the method cannot combine; says what it can.
+      ValueError: for an unknown name or setting, or inputs that the method cannot combine; lists what is possible.
     """
     if name not in METHODS:
         raise ValueError(f"unknown guidance {name!r}: there are {', '.join(sorted(METHODS))}")
@@ -69,74 +69,77 @@ def build(name: str, inputs: GuidanceInputs, rescale: float = 0.0, **settings: A
         if setting not in takes:
             raise ValueError(f"guidance {name!r} has no setting {setting!r}: it takes {', '.join(takes) or 'none'}")
     if inputs.composed and name != "cfg":
-        raise ValueError(f"several conditions are composed by guidance 'cfg'; got {name!r}")
+        raise ValueError(f"conditions can only be composed by guidance 'cfg'; got {name!r}")
     guidance = METHODS[name](inputs, **settings)._replace(interval=inputs.interval)
     return rescaled(guidance, rescale) if rescale else guidance
 
 
 def cfg(inputs: GuidanceInputs) -> Guidance:
-    """classifier-free guidance; the only one for --compose"""
+    """classifier-free guidance; the only method for --compose"""
     if not inputs.composed:
         n = inputs.gamma_negative if inputs.negatives else None
         return classifier_free(inputs.velocity, inputs.c, inputs.gamma, negative=inputs.negatives, gamma_negative=n)
     composed = list(inputs.composed)
     for d in inputs.negatives:
         if (n := inputs.gamma_negative) is None:
-            raise ValueError("in a composition a negative condition has a weight of its own: it cannot replace ∅")
+            raise ValueError(
+                "in a composition a negative condition cannot replace ∅: give it a weight (gamma_negative)"
+            )
         composed.append((d, lambda t, n=n: -n(t)))
     return compose(inputs.velocity, inputs.c, inputs.gamma, composed)
 
 
-def zero_star(inputs: GuidanceInputs, zero_init: float = 0.0) -> Guidance:
-    """CFG-Zero*: the reference scaled to fit; zero_init=0.04 holds still at first"""
+def zero_star(inputs: GuidanceInputs, *, zero_init: float = 0.0) -> Guidance:
+    """CFG-Zero*: fits the reference to the conditional velocity; zero_init=0.04 skips the first steps"""
     guidance = _one(inputs, "zero_star", projection.zero_star(rules.cfg(inputs.gamma)))
     if not zero_init:
         return guidance
 
     def terms(t: Array) -> Array:
-        # Before zero_init the velocity is 0, which is not the conditional one at any γ.
+        # For t < zero_init the velocity is 0, which is not the conditional one at any γ.
         return jnp.where(jnp.any(t < zero_init), Terms.ALL, guidance.terms(t))
 
-    return guidance._replace(rule=rules.zero_init(guidance.rule, zero_init), terms=terms)
+    return guidance._replace(rule=rules.zero_init(guidance.rule, until=zero_init), terms=terms)
 
 
-def apg(inputs: GuidanceInputs, parallel: float = 0.0, largest: float = jnp.inf, momentum: float = 0.0) -> Guidance:
+def apg(inputs: GuidanceInputs, *, parallel: float = 0.0, largest: float = jnp.inf, momentum: float = 0.0) -> Guidance:
     """adaptive projected guidance"""
-    return _one(inputs, "apg", projection.projected(inputs.gamma, inputs.path, parallel, largest, momentum))
+    rule = projection.projected(inputs.gamma, inputs.path, parallel=parallel, largest=largest, momentum=momentum)
+    return _one(inputs, "apg", rule)
 
 
 def tcfg(inputs: GuidanceInputs) -> Guidance:
-    """tangential: only the common direction of the reference is kept"""
+    """tangential: keeps the component of the reference along its common direction with the condition"""
     return _one(inputs, "tcfg", projection.tangential(rules.cfg(inputs.gamma)))
 
 
-def fdg(inputs: GuidanceInputs, fine: float = 2.0, levels: int = 3) -> Guidance:
-    """frequency-decoupled: γ for coarse structure, fine times as much above 1 for the rest"""
+def fdg(inputs: GuidanceInputs, *, fine: float = 2.0, levels: int = 3) -> Guidance:
+    """frequency-decoupled: γ for coarse structure, 1 + fine·(γ − 1) for details"""
     g = inputs.gamma
     return _one(inputs, "fdg", projection.frequencies([*[lambda t: 1 + fine * (g(t) - 1)] * (int(levels) - 1), g]))
 
 
-def mambo_g(inputs: GuidanceInputs, alpha: float = 8.0) -> Guidance:
-    """magnitude-aware: less where the difference is large"""
-    return _one(inputs, "mambo_g", magnitude.magnitude_aware(inputs.gamma, alpha))
+def mambo_g(inputs: GuidanceInputs, *, alpha: float = 8.0) -> Guidance:
+    """magnitude-aware: guides less where the difference is large"""
+    return _one(inputs, "mambo_g", magnitude.magnitude_aware(inputs.gamma, alpha=alpha))
 
 
-def beta_cfg(inputs: GuidanceInputs, a: float = 2.0, b: float = 2.0, exponent: float = 1.0) -> Guidance:
-    """γ times a Beta density of t, by the norm of the difference; unconditional at both ends"""
-    shape = schedules.beta(1.0, a, b)
+def beta_cfg(inputs: GuidanceInputs, *, a: float = 2.0, b: float = 2.0, exponent: float = 1.0) -> Guidance:
+    """γ times a Beta density of t, normalised by the difference; unconditional at both ends"""
+    shape = schedules.beta(1.0, a=a, b=b)
 
     def scale(t: Array) -> Array:
         return inputs.gamma(t) * shape(t)
 
-    rule = magnitude.beta_normalised(scale, inputs.path, exponent)
+    rule = magnitude.beta_normalised(scale, inputs.path, exponent=exponent)
     return _one(inputs, "beta_cfg", rule)._replace(terms=terms_where(references=[(scale, 0.0)]))
 
 
 def cfg_pp(inputs: GuidanceInputs) -> Guidance:
-    """CFG++: --gamma is its strength λ in [0, 1], constant; for the solver ddim"""
+    """CFG++: --gamma is its constant strength λ in [0, 1]; use --solver=ddim"""
     if inputs.ts is None:
-        raise ValueError("guidance 'cfg_pp' is defined by the steps of its grid: use --solver=ddim")
-    one = schedules.plus_plus(inputs.path, inputs.ts, 1.0)
+        raise ValueError("guidance 'cfg_pp' needs a fixed grid: use --solver=ddim")
+    one = schedules.plus_plus(1.0, inputs.path, inputs.ts)
 
     def scale(t: Array) -> Array:
         return inputs.gamma(t) * one(t)
@@ -146,50 +149,52 @@ def cfg_pp(inputs: GuidanceInputs) -> Guidance:
 
 
 def feedback(
-    inputs: GuidanceInputs, pi: float = 0.95, tau: float = 1.0, drift: float = 0.0, largest: float = 10.0
+    inputs: GuidanceInputs, *, pi: float = 0.95, tau: float = 1.0, drift: float = 0.0, largest: float = 10.0
 ) -> Guidance:
-    """γ as much as the sample needs; --gamma multiplies γ − 1"""
-    rule = posterior.feedback(inputs.path, pi, tau, drift, largest, inputs.gamma)
+    """γ adapts to each sample; --gamma multiplies γ − 1"""
+    rule = posterior.feedback(inputs.gamma, inputs.path, pi=pi, tau=tau, drift=drift, largest=largest)
     extra = schedules.constant(0.0) if pi == 1 else _throughout(inputs, inputs.gamma, 0.0)
     return _one(inputs, "feedback", rule)._replace(terms=terms_where(conditional=[(extra, 0.0)]))
 
 
 def perp_neg(inputs: GuidanceInputs) -> Guidance:
-    """away from --negative only at right angles to the condition"""
+    """avoids --negative only perpendicular to the condition"""
     references, n = _several(inputs, "perp_neg")
     terms = terms_where([(inputs.gamma, 1.0), (n, 0.0)], references=[(inputs.gamma, 0.0), (n, 0.0)])
     return Guidance(references, projection.perpendicular(inputs.gamma, n), terms)
 
 
-def contrastive(inputs: GuidanceInputs, tau: float = 0.2) -> Guidance:
-    """weights that saturate: far from --negative there is no pushing"""
+def contrastive(inputs: GuidanceInputs, *, tau: float = 0.2) -> Guidance:
+    """saturating weights: no push away from a distant --negative"""
     references, n = _several(inputs, "contrastive")
-    # With tau the condition's own weight is more than γ: γ = 1 is not conditional sampling.
+    # With tau > 0 the weight of the condition is above γ, so γ = 1 is not conditional sampling.
     neutral = [] if tau else [(inputs.gamma, 1.0), (n, 0.0)]
     terms = terms_where(neutral, references=[(inputs.gamma, 0.0)])
-    return Guidance(references, magnitude.contrastive(inputs.gamma, n, inputs.path, tau), terms)
+    return Guidance(references, magnitude.contrastive(inputs.gamma, n, inputs.path, tau=tau), terms)
 
 
 def dng(
-    inputs: GuidanceInputs, prior: float = 0.01, tau: float = 0.2, offset: float = 0.0, largest: float = 0.8
+    inputs: GuidanceInputs, *, prior: float = 0.01, tau: float = 0.2, offset: float = 0.0, largest: float = 0.8
 ) -> Guidance:
-    """dynamic negative: away from --negative as far as the sample seems to be it; --gamma_negative is its λ"""
+    """dynamic negative: avoids --negative as far as the sample resembles it; --gamma_negative is λ"""
     if len(inputs.negatives) > 1:
-        raise ValueError(f"guidance 'dng' needs one negative condition beside ∅; got {len(inputs.negatives)}")
+        raise ValueError(f"guidance 'dng' takes one negative condition; got {len(inputs.negatives)}")
     references, n = _several(inputs, "dng")
-    rule = posterior.dynamic_negative(inputs.gamma, inputs.path, n, prior, tau, offset, largest)
+    rule = posterior.dynamic_negative(
+        inputs.gamma, n, inputs.path, prior=prior, tau=tau, offset=offset, largest=largest
+    )
     never = _throughout(inputs, n, 0.0)
     return Guidance(references, rule, terms_where([(inputs.gamma, 1.0), (never, 0.0)], [(inputs.gamma, 0.0)]))
 
 
 def autoguidance(inputs: GuidanceInputs) -> Guidance:
-    """away from a weaker network under the same condition (--weak)"""
+    """guides away from a weaker network under the same condition (--weak)"""
     g, reference = inputs.gamma, Reference(_weak(inputs, "autoguidance"), inputs.c)
     return Guidance((reference,), rules.cfg(g), terms_where([(g, 1.0)], references=[(g, 0.0)]))
 
 
-def perturbed(inputs: GuidanceInputs, strength: float = 2.8) -> Guidance:
-    """CFG, and away from the same network perturbed (--perturb)"""
+def perturbed(inputs: GuidanceInputs, *, strength: float = 2.8) -> Guidance:
+    """CFG plus guidance away from the perturbed network (--perturb)"""
     references = [_null(inputs), Reference(_weak(inputs, "perturbed"), inputs.c)]
     if not strength:
         return classifier_free(inputs.velocity, inputs.c, inputs.gamma)
@@ -218,7 +223,7 @@ METHODS: dict[str, Callable[..., Guidance]] = {
 
 
 def summary() -> str:
-    """Every method with its settings and their defaults, a line each."""
+    """Lists every method with its settings and their defaults, one line each."""
     lines = []
     for name, method in METHODS.items():
         settings = [
@@ -234,16 +239,16 @@ def _null(inputs: GuidanceInputs) -> Reference:
 
 def _weak(inputs: GuidanceInputs, name: str) -> CondVelocity:
     if inputs.weak is None:
-        raise ValueError(f"guidance {name!r} needs a weaker network to move away from, and there is none")
+        raise ValueError(f"guidance {name!r} needs a weaker network; got none: give weak (--weak or --perturb)")
     return inputs.weak
 
 
 def _one(inputs: GuidanceInputs, name: str, rule: Rule | StatefulRule) -> Guidance:
-    """A rule of one reference: ∅, or the negative condition that takes its place."""
+    """Returns guidance by a rule with one reference: ∅, or the negative condition that replaces it."""
     if inputs.negatives and inputs.gamma_negative is not None:
         raise ValueError(
-            f"guidance {name!r} takes one reference, and a negative condition with a weight of its own makes two: let "
-            "it replace ∅, or use cfg, perp_neg, contrastive or dng"
+            f"guidance {name!r} takes one reference; a negative condition with its own weight makes two: let it "
+            "replace ∅ (no gamma_negative), or use cfg, perp_neg, contrastive or dng"
         )
     if len(inputs.negatives) > 1:
         raise ValueError(f"only one negative condition can replace ∅; got {len(inputs.negatives)}")
@@ -254,16 +259,16 @@ def _one(inputs: GuidanceInputs, name: str, rule: Rule | StatefulRule) -> Guidan
 
 
 def _several(inputs: GuidanceInputs, name: str) -> tuple[tuple[Reference, ...], Schedule]:
-    """The references ∅ and the negative conditions, and their weight."""
+    """Returns the references, ∅ and the negative conditions, and the weight of the latter."""
     if not inputs.negatives or inputs.gamma_negative is None:
-        raise ValueError(f"guidance {name!r} needs a negative condition beside ∅, with a weight of its own")
+        raise ValueError(f"guidance {name!r} needs a negative condition and its weight: give negative, gamma_negative")
     return (_null(inputs), *(Reference(inputs.velocity, d) for d in inputs.negatives)), inputs.gamma_negative
 
 
 def _throughout(inputs: GuidanceInputs, schedule: Schedule, value: float) -> Schedule:
-    """The schedule, or NaN if it has another value than this at any node of the grid.
+    """Returns the schedule if it equals ``value`` at all nodes of the grid, else NaN.
 
-    A rule that remembers has to see each step, also one in which a scale happens to be neutral.
+    A rule with memory has to see every step, also one in which its scale happens to be neutral.
     """
     if inputs.ts is None:
         return schedule

@@ -1,4 +1,4 @@
-"""Rules that turn the reference or the difference in space: projections, and scales for each frequency."""
+"""Rules that project the reference or the difference, or scale its frequencies separately."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from flowguide.typing import Array, PyTree, Rule, Schedule
 
 
 def zero_star(rule: Rule | StatefulRule) -> Rule | StatefulRule:
-    """CFG-Zero*: the reference is first scaled to fit v best (Fan et al. 2025, arXiv 2503.18886).
+    """CFG-Zero*: scales the reference to the best fit of v (Fan et al. 2025, arXiv 2503.18886).
 
-    s*·u_ref, s* = ⟨v, u_ref⟩/‖u_ref‖², per sample, in velocities. In one dimension s*·u_ref = v: nothing is left of the
-    guidance.
+    The reference becomes s*·u_ref, s* = ⟨v, u_ref⟩/‖u_ref‖², per sample, in velocities. In one dimension s*·u_ref = v,
+    so there is no guidance left.
     """
 
     def before(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -29,10 +29,11 @@ def zero_star(rule: Rule | StatefulRule) -> Rule | StatefulRule:
 
 
 def tangential(rule: Rule | StatefulRule) -> Rule | StatefulRule:
-    """TCFG: of the reference only its part along what it shares with v is kept (Kwon et al. 2025, arXiv 2503.18137).
+    """TCFG: keeps only the component of the reference along the direction it shares with v (Kwon et al. 2025).
 
-    That direction is the first right singular vector of [v; u_ref], per sample; with q the first eigenvector of their
-    2 × 2 Gram matrix, u_ref' = q₂(q₁v + q₂u_ref). In one dimension it is u_ref: plain CFG.
+    That direction is the first right singular vector of [v; u_ref], per sample; with q the first eigenvector of their 2
+    × 2 Gram matrix, u_ref' = q₂(q₁v + q₂u_ref). In one dimension it is u_ref, which gives plain CFG. (arXiv
+    2503.18137.)
     """
 
     def before(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -45,20 +46,20 @@ def tangential(rule: Rule | StatefulRule) -> Rule | StatefulRule:
 
 
 def projected(
-    gamma: Schedule, path: Path, parallel: float = 0.0, largest: float = jnp.inf, momentum: float = 0.0
+    gamma: Schedule, path: Path, *, parallel: float = 0.0, largest: float = jnp.inf, momentum: float = 0.0
 ) -> Rule | StatefulRule:
     """Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416, APG), on data predictions D.
 
-    g = D_v − D_ref (+ momentum·g of the step before), shortened to ``largest`` if longer; of it the part along D_v,
-    which oversaturates, is weighed by ``parallel``, and D = D_v + (γ − 1)g'. With 1, ∞ and 0 this is CFG; with
-    parallel = 0 in one dimension it is v. Theirs for SDXL: parallel 0, largest 15, momentum −0.5.
+    g = D_v − D_ref (+ momentum·g of the previous step), shortened to ``largest`` if longer; its component along D_v,
+    which causes oversaturation, is multiplied by ``parallel``, and D = D_v + (γ − 1)g'. With 1, ∞ and 0 this is CFG;
+    with parallel = 0 in one dimension it is v. The paper's values for SDXL: parallel 0, largest 15, momentum −0.5.
 
     Args:
-      gamma: the scale.
+      gamma: the scale γ(t).
       path: the path.
       parallel: η of the paper.
-      largest: r of the paper, in units of the data; the norm is over all of a sample.
-      momentum: β of the paper; if not 0, the rule has a memory.
+      largest: r of the paper, in units of the data; the norm is over the whole sample.
+      momentum: β of the paper; if not 0, the rule has memory.
     """
 
     def guided(t: Array, x: Array, v: Array, g: Array) -> Array:
@@ -85,9 +86,9 @@ def projected(
 def perpendicular(gamma: Schedule, gamma_negative: Schedule) -> Rule:
     """Perp-Neg: u_∅ + γ(v − u_∅) − γ_n·Σ_d(u_d − u_∅)_⊥ (Armandpour et al. 2023, arXiv 2304.04968).
 
-    Of each negative difference only the part at right angles to v − u_∅ counts, per sample and in velocities, so that
-    what c and d have in common is not taken back. References: the null velocity, then one for each d. In the paper the
-    negative part is multiplied by γ too. In one dimension there is no right angle: plain CFG.
+    Only the component of each negative difference perpendicular to v − u_∅ counts, per sample and in velocities, so
+    that what c and d have in common is not removed. References: the null velocity, then one for each d. In the paper
+    the negative part is also multiplied by γ. In one dimension there is no perpendicular component: plain CFG.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
@@ -101,11 +102,11 @@ def perpendicular(gamma: Schedule, gamma_negative: Schedule) -> Rule:
 
 
 def frequencies(gammas: Sequence[Schedule]) -> Rule:
-    """Frequency-decoupled guidance, a scale for each level of a pyramid (Sadat et al. 2025, arXiv 2506.19713, FDG).
+    """Frequency-decoupled guidance, with one scale per pyramid level (Sadat et al. 2025, arXiv 2506.19713, FDG).
 
-    Of the Laplacian pyramid: v + Σ_l (γ_l − 1)·L_l(v − u_ref), the finest level first; the pyramid is linear, so that
-    equal scales are CFG. For images ``(B, H, W, C)`` whose sides allow that many halvings. The paper: [10, 5],
-    from fine to coarse.
+    v + Σ_l (γ_l − 1)·L_l(v − u_ref) with the levels L_l of the Laplacian pyramid, the finest first; the pyramid is
+    linear, so equal scales give CFG. For images ``(B, H, W, C)`` whose sides allow that many halvings. The paper uses
+    [10, 5], from fine to coarse.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
@@ -116,14 +117,14 @@ def frequencies(gammas: Sequence[Schedule]) -> Rule:
 
 
 def laplacian(x: Array, count: int) -> list[Array]:
-    """The levels of the Laplacian pyramid of images ``(B, H, W, C)``, each enlarged to their size; they add up to x.
+    """Returns the levels of the Laplacian pyramid of images ``(B, H, W, C)``, each at full size; they sum to x.
 
     Raises:
-      ValueError: if x has no such shape, or a side cannot be halved so often.
+      ValueError: if x is not a batch of images, or a side is too small for that many halvings.
     """
     if x.ndim != 4 or min(x.shape[1:3]) < 2 ** (count - 1):
         raise ValueError(
-            f"{count} levels need images (B, H, W, C) of sides of {2 ** (count - 1)} or more; got {x.shape}"
+            f"{count} levels need images (B, H, W, C) with sides of {2 ** (count - 1)} or more; got {x.shape}"
         )
     levels, rest = [], x
     for level in range(1, count):

@@ -1,14 +1,16 @@
-"""Guidance rules: how the conditional velocity and its references become one velocity.
+"""Guidance rules: combine the conditional velocity and its references into one velocity.
 
 A rule is a function (t, x, v, refs) -> guided velocity. v is the conditional velocity and refs a tuple of reference
-velocities of its shape; where the references come from is no business of a rule (see ``guide``). A rule with memory is
-a ``StatefulRule``. Here are the affine rules and what acts on the result of any rule; the others, which change the
-reference or the difference, are in ``projection``, ``magnitude`` and ``posterior``. Rules compose as functions do:
+velocities of its shape; ``guide`` evaluates them. A rule with memory is a ``StatefulRule``. This module has the affine
+rules and the wrappers that modify the result of any rule; the rules that change the reference or the difference are in
+``projection``, ``magnitude`` and ``posterior``. Rules compose like functions:
 
-    rescale(zero_star(cfg(gamma)), 0.7)
+    rescale(zero_star(cfg(gamma)), phi=0.7)
 
-Affine rules give the same in velocities, scores, noise and data predictions. Norms, standard deviations, projections
-and thresholds do not: each of those says in which space it measures.
+Rule constructors take the scale γ first, then other schedules, then the path; numbers are keyword-only.
+
+Affine rules give the same result in velocities, scores, noise and data predictions. Norms, standard deviations,
+projections and thresholds do not: each of those documents the space in which it measures.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from flowguide.typing import Array, PyTree, Rule, Schedule
 
 
 class StatefulRule(NamedTuple):
-    """A rule that remembers earlier steps.
+    """A rule with memory of earlier steps.
 
     Attributes:
       init: x -> memory.
       apply: (memory, t, x, v, refs) -> (guided velocity, memory).
-      pause: memory -> memory, after a step in which the rule was not applied (outside the interval, say). By default
-        nothing is forgotten.
+      pause: memory -> memory, after a step in which the rule was not applied (outside the interval, for example). By
+        default the memory is kept.
     """
 
     init: Callable[[Array], PyTree]
@@ -40,7 +42,7 @@ class StatefulRule(NamedTuple):
 
 
 def remember(rule: Rule | StatefulRule) -> StatefulRule:
-    """Any rule as one with memory, empty if it has none."""
+    """Returns the rule as a ``StatefulRule``, with empty memory if it has none."""
     if isinstance(rule, StatefulRule):
         return rule
     return StatefulRule(lambda x: (), lambda memory, t, x, v, refs: (rule(t, x, v, refs), memory))
@@ -52,7 +54,7 @@ def around(
     before: Callable[[Array, Array, Array, tuple[Array, ...]], tuple[Array, ...]] | None = None,
     after: Callable[[Array, Array, Array, Array], Array] | None = None,
 ) -> Rule | StatefulRule:
-    """A rule with its references changed first, or its result changed last; its memory, if any, is kept.
+    """Wraps a rule to change its references before, or its result after; its memory, if any, is kept.
 
     Args:
       rule: with or without memory.
@@ -72,22 +74,22 @@ def around(
 
 
 def only(refs: tuple[Array, ...], what: str) -> Array:
-    """The one reference of a rule that takes one.
+    """Returns the single reference of a rule that takes one.
 
     Raises:
-      ValueError: if there are more: they would have to become one first.
+      ValueError: if there is not exactly one reference.
     """
     if len(refs) != 1:
-        raise ValueError(f"{what} takes one reference velocity; got {len(refs)}: compose several with ``composed``")
+        raise ValueError(f"{what} takes one reference velocity; got {len(refs)}: combine several with ``composed``")
     return refs[0]
 
 
 def cfg(gamma: Schedule) -> Rule:
     """Classifier-free guidance (1 − γ)·u_ref + γ·v, with one reference (Ho & Salimans 2022, eq. 6, w = γ − 1).
 
-    With the null velocity for reference this is plain CFG; with that of a negative condition, the negative prompt that
-    *replaces* ∅; with that of a worse network, autoguidance (Karras et al. 2024, eq. 3). At γ = 1 it is v, and at γ = 0
-    the reference, exactly.
+    With the null velocity as reference this is plain CFG; with that of a negative condition, the negative prompt that
+    *replaces* ∅; with that of a weaker network, autoguidance (Karras et al. 2024, eq. 3). At γ = 1 it is exactly v, and
+    at γ = 0 exactly the reference.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
@@ -98,10 +100,10 @@ def cfg(gamma: Schedule) -> Rule:
 
 
 def cfg_negative(gamma: Schedule, gamma_negative: Schedule) -> Rule:
-    """CFG with negative conditions of a weight of their own: u_∅ + γ(v − u_∅) − γ_n·Σ_d(u_d − u_∅).
+    """CFG with separately weighted negative conditions: u_∅ + γ(v − u_∅) − γ_n·Σ_d(u_d − u_∅).
 
     References: the null velocity, then that of each negative condition d. With one d and γ_n = γ − 1 this equals
-    ``cfg`` with d in the place of ∅. The sum over several d is composition by Liu et al. 2022, eq. 11.
+    ``cfg`` with d in place of ∅. The sum over several d is the composition of Liu et al. 2022, eq. 11.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
@@ -128,10 +130,10 @@ def composed(weights: Sequence[Schedule]) -> Rule:
 
 
 def perturbed(gamma: Schedule, strength: Schedule) -> Rule:
-    """u_∅ + γ(v − u_∅) + s(v − u_p): CFG, and away from the same network perturbed (skipped layers: Hyung et al. 2024,
-    STG; identity attention: Ahn et al. 2024, PAG; blurred queries: Hong 2024, SEG).
+    """u_∅ + γ(v − u_∅) + s(v − u_p): CFG, plus guidance away from a perturbed copy of the network.
 
-    References: the null velocity, then the perturbed conditional one.
+    The perturbation can be skipped layers (Hyung et al. 2024, STG), identity attention (Ahn et al. 2024, PAG) or
+    blurred queries (Hong 2024, SEG). References: the null velocity, then the perturbed conditional one.
     """
 
     def rule(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> Array:
@@ -141,17 +143,17 @@ def perturbed(gamma: Schedule, strength: Schedule) -> Rule:
     return rule
 
 
-def rescale(rule: Rule | StatefulRule, phi: Array | float = 0.7) -> Rule | StatefulRule:
-    """Pulls the standard deviation of a rule's result back to that of v (Lin et al. 2024, eqs. 14-16).
+def rescale(rule: Rule | StatefulRule, *, phi: Array | float = 0.7) -> Rule | StatefulRule:
+    """Rescales the standard deviation of a rule's result towards that of v (Lin et al. 2024, eqs. 14-16).
 
-    φ·w·std(v)/std(w) + (1 − φ)·w for w the rule's result, each sample with its own std over all its axes; φ = 0
-    changes nothing, φ = 1 rescales fully. Here the std is that of velocities; in another space it is another rule.
+    φ·w·std(v)/std(w) + (1 − φ)·w, where w is the rule's result and std is per sample, over all its axes; φ = 0 changes
+    nothing, φ = 1 rescales fully. The std is that of velocities; in another space this is a different rule.
     """
 
     def after(t: Array, x: Array, v: Array, guided: Array) -> Array:
         axes = tuple(range(1, v.ndim))
         std = jnp.std(guided, axis=axes, keepdims=True)
-        # A constant velocity has nothing to rescale.
+        # A velocity with std 0 is left as it is.
         ratio = jnp.where(std > 0, jnp.std(v, axis=axes, keepdims=True) / jnp.where(std > 0, std, 1), 1)
         return guided * (phi * ratio + 1 - phi)
 
@@ -159,7 +161,7 @@ def rescale(rule: Rule | StatefulRule, phi: Array | float = 0.7) -> Rule | State
 
 
 def renormalise(rule: Rule | StatefulRule) -> Rule | StatefulRule:
-    """A result longer than v is shortened to v's norm, per sample and in velocities; never lengthened."""
+    """Shortens a result that is longer than v to the norm of v, per sample and in velocities; never lengthens it."""
 
     def after(t: Array, x: Array, v: Array, guided: Array) -> Array:
         return guided * jnp.minimum(1.0, norm(v) / jnp.maximum(norm(guided), jnp.finfo(guided.dtype).tiny))
@@ -168,12 +170,12 @@ def renormalise(rule: Rule | StatefulRule) -> Rule | StatefulRule:
 
 
 def threshold(
-    rule: Rule | StatefulRule, path: Path, percentile: float = 99.5, largest: float = 1.0
+    rule: Rule | StatefulRule, path: Path, *, percentile: float = 99.5, largest: float = 1.0
 ) -> Rule | StatefulRule:
     """Dynamic thresholding of the data prediction (Saharia et al. 2022, Imagen, §2.3).
 
-    D = E[x1|x_t] of the guided velocity is clipped to [−s, s] and, if s is over ``largest``, divided so that
-    ``largest`` bounds it: s is the percentile of |D|, per sample. For data in [−largest, largest].
+    D = E[x1|x_t] of the guided velocity is clipped to [−s, s], where s is the percentile of |D|, per sample, and if s
+    exceeds ``largest``, D is scaled down by largest/s. For data in [−largest, largest].
     """
 
     def after(t: Array, x: Array, v: Array, guided: Array) -> Array:
@@ -185,10 +187,10 @@ def threshold(
     return around(rule, after=after)
 
 
-def zero_init(rule: Rule | StatefulRule, until: Array | float = 0.04) -> Rule | StatefulRule:
-    """No motion for t < ``until`` (Fan et al. 2025, CFG-Zero*, where it is 4 % of the steps).
+def zero_init(rule: Rule | StatefulRule, *, until: Array | float = 0.04) -> Rule | StatefulRule:
+    """Sets the velocity to 0 for t < ``until`` (Fan et al. 2025, CFG-Zero*, where it is 4 % of the steps).
 
-    The first velocities of a network are its worst, they find. Few steps make it a loss.
+    The paper finds that the first velocities of a network are its worst. With few steps this makes samples worse.
     """
     return around(rule, after=lambda t, x, v, guided: over(jnp.asarray(t >= until, guided.dtype), guided) * guided)
 
@@ -205,7 +207,7 @@ def inner(x: Array, y: Array) -> Array:
 
 
 def data_difference(path: Path, t: Array, difference: Array) -> Array:
-    """What a difference of data predictions is in velocities, Δ/σ of it; 0 at σ = 0, where none can be."""
+    """Converts a difference of data predictions to one of velocities, by the factor Δ/σ; 0 where σ = 0."""
     sigma = path.sigma(t)
     safe = jnp.where(sigma == 0, 1.0, sigma)
     return over(jnp.where(sigma == 0, 0.0, paths.wronskian(path, t) / safe), difference) * difference

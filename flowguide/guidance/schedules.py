@@ -1,7 +1,7 @@
-"""Guidance scales over time, γ(t); any function of t will do, these are the usual ones.
+"""Guidance schedules γ(t): constant, interval, linear, cosine, power, Beta. Any function of t works as a schedule.
 
-A scale is () or, for one of each sample's own, ``(B,)``; t is () or ``(B,)``. t = 0 is noise and t = 1 data: papers on
-diffusion often count the other way.
+A schedule returns () or, if each sample has its own scale, ``(B,)``; t is () or ``(B,)``. t = 0 is noise and t = 1
+data, while papers on diffusion often use the opposite convention.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ def constant(gamma: Array | float) -> Schedule:
     return lambda t: gamma
 
 
-def within(schedule: Schedule, start: Array | float, stop: Array | float, outside: float = 1.0) -> Schedule:
-    """A schedule for start ≤ t ≤ stop, and ``outside`` elsewhere (Kynkäänniemi et al. 2024, in our time).
+def within(schedule: Schedule, start: Array | float, stop: Array | float, *, outside: float = 1.0) -> Schedule:
+    """The schedule for start ≤ t ≤ stop, and ``outside`` elsewhere (Kynkäänniemi et al. 2024, with t = 0 at noise).
 
-    The scale outside is 1, plain conditional sampling, unless a weight that rests at 0 is scheduled.
+    The default outside is 1, conditional sampling; for a weight whose neutral value is 0, such as γ_n, pass 0.
     """
     return lambda t: jnp.where((t >= start) & (t <= stop), schedule(t), outside)
 
 
-def interval(gamma: Array | float, start: Array | float, stop: Array | float, outside: float = 1.0) -> Schedule:
+def interval(gamma: Array | float, start: Array | float, stop: Array | float, *, outside: float = 1.0) -> Schedule:
     """γ for start ≤ t ≤ stop and ``outside`` elsewhere: see ``within``."""
-    return within(constant(gamma), start, stop, outside)
+    return within(constant(gamma), start, stop, outside=outside)
 
 
 def linear(gamma: Array | float) -> Schedule:
-    """1 + 2(γ − 1)t: of mean γ, from 1 at noise to 2γ − 1 at data (Wang et al. 2024, arXiv 2404.13040, "linear")."""
+    """1 + 2(γ − 1)t: mean γ, from 1 at noise to 2γ − 1 at data (Wang et al. 2024, arXiv 2404.13040, "linear")."""
     return _shaped(gamma, lambda t: 2 * t)
 
 
 def cosine(gamma: Array | float) -> Schedule:
-    """1 + (γ − 1)(1 − cos πt): of mean γ, from 1 at noise to 2γ − 1 at data (Wang et al. 2024, "cosine")."""
+    """1 + (γ − 1)(1 − cos πt): mean γ, from 1 at noise to 2γ − 1 at data (Wang et al. 2024, "cosine")."""
     return _shaped(gamma, lambda t: 1 - jnp.cos(math.pi * t))
 
 
-def power(gamma: Array | float, exponent: float = 2.0) -> Schedule:
-    """1 + (γ − 1)(k + 1)t^k: of mean γ; k = 0 is constant and k = 1 linear."""
+def power(gamma: Array | float, *, exponent: float = 2.0) -> Schedule:
+    """1 + (γ − 1)(k + 1)t^k: mean γ; k = 0 is constant and k = 1 linear."""
     return _shaped(gamma, lambda t: (exponent + 1) * jnp.power(t, exponent))
 
 
-def beta(gamma: Array | float, a: float = 2.0, b: float = 2.0) -> Schedule:
-    """γ·t^{a−1}(1 − t)^{b−1}/B(a, b): a Beta density of mean γ over [0, 1] (Malarz et al. 2025, β-CFG).
+def beta(gamma: Array | float, *, a: float = 2.0, b: float = 2.0) -> Schedule:
+    """γ·t^{a−1}(1 − t)^{b−1}/B(a, b): a Beta density with mean γ over [0, 1] (Malarz et al. 2025, β-CFG).
 
     For a, b > 1 it is 0 at both ends, where sampling is then *unconditional*, not conditional.
     """
@@ -60,17 +60,17 @@ def beta(gamma: Array | float, a: float = 2.0, b: float = 2.0) -> Schedule:
     return lambda t: gamma * jnp.power(t, a - 1) * jnp.power(1 - t, b - 1) / norm
 
 
-def plus_plus(path: Path, ts: Array, strength: Array | float) -> Schedule:
-    """The scale at which a first-order step on this grid is CFG++'s (Chung et al. 2024, arXiv 2406.08070).
+def plus_plus(strength: Array | float, path: Path, ts: Array) -> Schedule:
+    """The scale at which a first-order step on this grid is a CFG++ step (Chung et al. 2024, arXiv 2406.08070).
 
     CFG++ renoises with the unconditional noise: x' = α'(D_∅ + λ(D_c − D_∅)) + σ'E[x0|x_t, ∅]. That is the ``ddim`` step
-    (Euler's on the linear path) with γ = λα'/(α' − ασ'/σ): λ at the ends, and about λ·t/dt between. There is no limit
-    of small steps: with the number of steps its strength grows. Other solvers than ``ddim`` make something else of it.
+    (Euler's on the linear path) with γ = λα'/(α' − ασ'/σ): λ at the ends, and about λ·t/dt in between. It has no limit
+    for small steps: its strength grows with the number of steps. With solvers other than ``ddim`` it is not CFG++.
 
     Args:
+      strength: λ in [0, 1], () or ``(B,)``; the paper uses 0.6.
       path: the path.
       ts: the grid ``(N + 1,)`` of the solve, increasing.
-      strength: λ in [0, 1], () or ``(B,)``; 0.6 is theirs.
     """
     strength, ts = jnp.asarray(strength, jnp.float32), jnp.asarray(ts)
 

@@ -1,7 +1,8 @@
-"""Solvers for flows: ``solve`` on a grid, ``solve_adaptive`` to a tolerance, ``fit_grid``. Needs only jax and numpy.
+"""ODE and SDE solvers for flows: ``solve`` on a grid, ``solve_adaptive`` to a tolerance, ``fit_grid``.
 
-``euler() ... abm3()`` serve any dx/dt = velocity(t, x). ``ddim``, ``dpmpp_2m`` and ``unipc2`` read the data prediction
-off the velocity and therefore take the path; so do the stochastic solvers, which also take a key for each sample.
+``euler()`` to ``abm3()`` work for any dx/dt = velocity(t, x). ``ddim``, ``dpmpp_2m`` and ``unipc2`` compute the data
+prediction from the velocity, so they take the path; so do the stochastic solvers, which also take one key per sample.
+Needs only jax and numpy.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from flowguide.solvers.solver import Solver, StatefulVelocity, evaluation_times,
 from flowguide.solvers.stochastic import DIFFUSIONS, Diffusion, euler_maruyama, memoryless, renoise, renoise_2m
 from flowguide.typing import Array, PRNGKey
 
-# Deterministic methods for a grid, by name; those that need no path ignore it.
+# Deterministic fixed-grid methods, by name; those that need no path ignore it.
 SOLVERS: dict[str, Callable[[Path], Solver]] = {
     "euler": lambda path: euler(),
     "midpoint": lambda path: midpoint(),
@@ -51,14 +52,14 @@ SOLVERS: dict[str, Callable[[Path], Solver]] = {
     "unipc2": unipc2,
 }
 
-# Stochastic ones of the family D_t = ηκ: (path, keys, η) -> Solver.
+# Stochastic solvers of the family D_t = ηκ, by name: (path, keys, η) -> Solver.
 STOCHASTIC: dict[str, Callable[[Path, PRNGKey, float | Array], Solver]] = {
     "euler_maruyama": lambda path, keys, eta: euler_maruyama(path, keys, memoryless(eta)),
     "renoise": renoise,
     "renoise_2m": renoise_2m,
 }
 
-# Embedded pairs for ``solve_adaptive``.
+# Embedded pairs for ``solve_adaptive``, by name.
 EMBEDDED_TABLEAUX: dict[str, Tableau] = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 __all__ = [

@@ -1,9 +1,9 @@
-"""Adaptive integration: steps as long as the asked accuracy allows."""
+"""Adaptive integration to a given tolerance."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,19 @@ class Status(IntEnum):
     """How an adaptive solve ended."""
 
     DONE = 0
-    MAX_STEPS = 1  # ``max_steps`` did not suffice: loosen the tolerances, or raise it
-    NOT_FINITE = 2  # the velocity was NaN or infinite: no step could be as short as that
+    MAX_STEPS = 1  # ran out of ``max_steps``: raise it, or loosen the tolerances
+    NOT_FINITE = 2  # the velocity was NaN or infinite, so that no step size could be accepted
 
 
 class Solution(NamedTuple):
-    """What an adaptive solve gives back.
+    """The result of an adaptive solve.
 
     Attributes:
-      x: the state at the last node, or where the solve got stuck.
-      status: int32 () or, with a step of each sample's own, ``(B,)``: a ``Status``.
+      x: the state at the last node, or where the solve stopped.
+      status: a ``Status``, int32 () or, with ``per_sample``, ``(B,)``.
       evaluations: int32 ``(N,)``, batched velocity evaluations in each interval of ts.
-      accepted: int32 () or ``(B,)``, steps taken.
-      rejected: int32 () or ``(B,)``, steps tried and discarded.
+      accepted: int32 () or ``(B,)``, accepted steps.
+      rejected: int32 () or ``(B,)``, rejected steps.
     """
 
     x: PyTree
@@ -48,8 +48,11 @@ class Solution(NamedTuple):
 
     @property
     def success(self) -> Array:
-        """bool (): whether all of it is done."""
+        """bool (): whether the whole solve reached the last node."""
         return jnp.all(self.status == Status.DONE)
+
+
+_Carry: TypeAlias = tuple[PyTree, Array, Array, Array, Array]  # x, h, accepted, rejected, status
 
 
 class _Loop(NamedTuple):
@@ -61,7 +64,7 @@ class _Loop(NamedTuple):
     accepted: Array
     rejected: Array
     tries: Array
-    finite: Array  # whether the last try was
+    finite: Array  # whether the last try was finite
 
 
 def solve_adaptive(
@@ -76,14 +79,14 @@ def solve_adaptive(
     per_sample: bool = False,
     reverse_mode: bool = False,
 ) -> Solution:
-    """Integrates dx/dt = velocity(t, x) with an embedded Runge-Kutta pair under PI step control.
+    """Integrates dx/dt = velocity(t, x) with an embedded Runge-Kutta pair and PI step-size control.
 
-    A step is accepted when the root mean square of error/(atol + rtol·max(|x|, |x'|)) is at most 1, over the
-    whole state or over each sample on its own. Every node of ``ts`` is hit exactly, and the method starts afresh
-    there, so that a velocity with jumps (the edges of a guidance interval) is integrated piece by piece: stages
-    are evaluated strictly inside the interval they belong to. (Hairer, Nørsett & Wanner 1993, §II.4.)
+    A step is accepted if the root mean square of error/(atol + rtol·max(|x|, |x'|)) is at most 1, over the whole state
+    or, with ``per_sample``, over each sample. Every node of ``ts`` is hit exactly, and the method restarts there, so
+    that a velocity with jumps (the edges of a guidance interval) is integrated piece by piece: stages are evaluated
+    strictly inside their interval. (Hairer, Nørsett & Wanner 1993, §II.4.)
 
-    Derivatives are those of the accepted steps, with their lengths held fixed. Forward mode works as it is; reverse
+    Derivatives are those of the accepted steps, with the step sizes held fixed. Forward mode works directly; reverse
     mode needs ``reverse_mode``.
 
     Args:
@@ -93,18 +96,18 @@ def solve_adaptive(
       rtol: relative tolerance. Below about 1e-6 float32 rounding dominates.
       atol: absolute tolerance.
       tableau: an embedded pair whose last stage is the first of the next step.
-      max_steps: the most steps, accepted and rejected, in one interval of ts.
-      per_sample: each sample has a step of its own, so that its result does not depend on its neighbours, and
-        ``velocity`` is called with t ``(B,)``. Otherwise one step serves the batch.
-      reverse_mode: make the loop, a ``lax.while_loop``, a scan of ``max_steps`` turns in each interval, of which those
-        after the end are skipped and about 2√max_steps states are kept for the gradient. Set max_steps low.
+      max_steps: maximum number of steps, accepted and rejected, per interval of ts.
+      per_sample: give each sample its own step size, so that its result does not depend on the rest of the batch;
+        ``velocity`` is called with t ``(B,)``. Otherwise the batch shares one step size.
+      reverse_mode: replace the ``lax.while_loop`` by a scan of ``max_steps`` iterations per interval, of which those
+        after the end are skipped; about 2√max_steps states are stored for the gradient. Set max_steps low.
 
     Raises:
-      ValueError: if the tableau has no embedded error estimate, or ``ts`` is no grid (see ``solve``).
+      ValueError: if the tableau has no embedded error estimate, or ``ts`` is not a valid grid (see ``solve``).
       TypeError: if the velocity does not fit x (see ``solve``).
     """
     if tableau.error is None:
-        raise ValueError("adaptive steps need an embedded pair, such as DOPRI5; this tableau has no error weights")
+        raise ValueError("expected the tableau of an embedded pair; got one without error weights: use DOPRI5")
     error_weights, exponent = tableau.error, 1.0 / tableau.order
     ts = check_nodes(ts)
     velocity = checked(vector_field(velocity, "an adaptive solver"), x)
@@ -119,10 +122,10 @@ def solve_adaptive(
         return jnp.sqrt(total / count)
 
     def scaled(error: PyTree, a: PyTree, b: PyTree) -> PyTree:
-        error, a, b = jax.lax.stop_gradient((error, a, b))  # the lengths of the steps are no part of the derivative
+        error, a, b = jax.lax.stop_gradient((error, a, b))  # step sizes are held fixed
         return jax.tree.map(lambda e, y, z: e / (atol + rtol * jnp.maximum(abs(y), abs(z))), error, a, b)
 
-    def interval(carry: tuple, ends: tuple[Array, Array]) -> tuple[tuple, Array]:
+    def interval(carry: _Carry, ends: tuple[Array, Array]) -> tuple[_Carry, Array]:
         x, h, accepted, rejected, status = carry
         start, end = ends
         inside = jnp.sort(jnp.stack([jnp.nextafter(start, end), jnp.nextafter(end, start)]))
@@ -132,12 +135,12 @@ def solve_adaptive(
             return velocity(jnp.clip(t, inside[0], inside[1]), x)
 
         def running(s: _Loop) -> Array:
-            # A step that underflows would be tried for ever.
+            # Without this test a step that underflows would be retried forever.
             return jnp.any((s.t != end) & (s.t + s.h * direction != s.t)) & (s.tries < max_steps)
 
         def body(s: _Loop) -> _Loop:
             left = jnp.abs(end - s.t)
-            last = s.h >= left * (1 - 1e-3)  # do not leave a sliver for one more step
+            last = s.h >= left * (1 - 1e-3)  # avoid a tiny remaining step
             h = jnp.where(last, left, s.h) * direction
             slopes = (s.slope,)
             for c, row in zip(tableau.nodes[1:], tableau.matrix, strict=True):
@@ -171,11 +174,11 @@ def solve_adaptive(
 
         t = jnp.full(own, start)
         slope = at(t, x)
-        # Hairer, Nørsett & Wanner (1993), §II.4, the first of two guesses; the controller does the rest.
+        # The first of the two guesses of Hairer, Nørsett & Wanner (1993), §II.4; the controller does the rest.
         guess = 0.01 * norm(scaled(x, x, x)) / jnp.maximum(norm(scaled(slope, x, x)), 1e-10)
         finite = jnp.isfinite(norm(jax.lax.stop_gradient(slope)))
         h = jnp.clip(jnp.where(h > 0, h, guess), 1e-6 * jnp.abs(end - start), jnp.abs(end - start))
-        h = jnp.where(finite, h, 0.0)  # from here no step leads anywhere
+        h = jnp.where(finite, h, 0.0)  # ends the loop: no step from here can be finite
         one = jnp.ones(own, ts.dtype)
         s = _Loop(x, slope, t, h, one, accepted, rejected, jnp.int32(0), finite)
         if reverse_mode:
@@ -187,7 +190,7 @@ def solve_adaptive(
         else:
             s = jax.lax.while_loop(running, body, s)
         failure = jnp.where(s.finite, Status.MAX_STEPS, Status.NOT_FINITE)
-        # The first failure stays: what comes after it is not to be trusted.
+        # Keep the first failure: later intervals started from a wrong state.
         status = jnp.where((status != Status.DONE) | (s.t == end), status, failure).astype(jnp.int32)
         return (s.x, s.h, s.accepted, s.rejected, status), 1 + s.tries * (len(tableau.nodes) - 1)
 

@@ -1,6 +1,6 @@
-"""Between flowguide and diffrax: its solvers behind our ``solve``, our velocities as its terms.
+"""Bridge to diffrax: use its solvers in our ``solve``, or our velocities as its terms.
 
-Needs the extra ``diffrax``; nothing of it is imported before one of these functions is called.
+Needs the extra ``diffrax``, which is only imported when one of these functions is called.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from flowguide.typing import Array, PyTree, Velocity
 
 
 def as_diffrax(velocity: Velocity | StatefulVelocity) -> Any:
-    """``diffrax.ODETerm`` of a velocity, for ``diffrax.diffeqsolve``; its ``args`` are not used."""
+    """Returns the ``diffrax.ODETerm`` of a velocity, for ``diffrax.diffeqsolve``; its ``args`` are ignored."""
     velocity = vector_field(velocity, "diffrax")
     return _diffrax().ODETerm(lambda t, x, args: velocity(t, x))
 
 
 def from_diffrax(solver: Any) -> Solver:
-    """A diffrax solver, e.g. ``diffrax.Ralston()``, with fixed steps behind ``solve``.
+    """Wraps a diffrax solver, e.g. ``diffrax.Ralston()``, as a fixed-step ``Solver``.
 
-    A "first same as last" solver keeps its last slope, and the evaluations that it saves are still counted.
+    For a "first same as last" solver the reused evaluation is still counted.
 
     Raises:
-      TypeError: for a solver that is no explicit Runge-Kutta method or ``Euler``: implicit and reversible ones have
-        no fixed number of evaluations, and others need terms that a velocity is not.
+      TypeError: unless the solver is ``Euler`` or an explicit Runge-Kutta method: implicit and reversible solvers have
+        no fixed number of evaluations, and others need more than an ODE term.
     """
     diffrax = _diffrax()
     if isinstance(solver, diffrax.Euler):
@@ -36,7 +36,7 @@ def from_diffrax(solver: Any) -> Solver:
 
     def step(velocity: Velocity, memory: PyTree, x: PyTree, t: Array, t_next: Array) -> tuple[PyTree, PyTree]:
         term = as_diffrax(velocity)
-        # Its state is begun anew: an init cannot see the velocity here.
+        # The solver state is recreated in every step, because our init does not get the velocity.
         state = solver.init(term, t, t_next, x, None)
         new, _, _, _, _ = solver.step(term, t, t_next, x, None, state, made_jump=False)
         return new, memory

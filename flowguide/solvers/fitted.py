@@ -1,4 +1,4 @@
-"""A grid fitted to one velocity and one solver: where few steps are to do, where they lie matters most."""
+"""Grids fitted to one velocity and one solver: with few steps, their placement matters most."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def fit_grid(
     iterations: int = 60,
     progress: Callable[[int, float], None] | None = None,
 ) -> Array:
-    """The nodes ``(steps + 1,)`` from 0 to 1 on which ``solver`` ends closest to the exact flow from pilot noise.
+    """Returns the nodes ``(steps + 1,)`` from 0 to 1 on which ``solver`` ends closest to the exact flow.
 
-    The mean over the samples of the root mean square distance to the exact end is differentiated through the solve
-    and minimised over the N widths of the steps by L-BFGS, starting from equal ones (as Watson et al. 2022, "Learning
-    fast samplers", §3, do it for a distance of distributions). The grid serves new noise, as N − 1 numbers are little
-    to overfit with; it is for the velocity it was fitted to, its γ and its condition included, and its neighbours.
+    L-BFGS minimises the mean over pilot samples of the root mean square distance to the exact end over the N step
+    widths, starting from equal ones; the gradient is taken through the solve (Watson et al. 2022, "Learning fast
+    samplers", §3, do the same for a distance of distributions). The grid generalises to new noise, as N − 1 numbers
+    hardly overfit; it is specific to the velocity, including its γ and condition, and to similar ones.
 
-    It costs the reference (40·steps evaluations of the pilot batch) and about 5·steps for each iteration. L-BFGS runs
-    on the host: not to be jitted.
+    The cost is the reference solution (40·steps evaluations of the pilot batch) and about 5·steps per iteration. L-BFGS
+    runs on the host: do not jit this function.
 
     Args:
-      solver: the method, deterministic.
+      solver: a deterministic method.
       velocity: t (), x -> dx/dt.
-      x0: pilot noise ``(B, *D)``; 64 to 256 samples, of all conditions that the grid is to serve.
+      x0: pilot noise ``(B, *D)``; 64 to 256 samples, covering all conditions that the grid is for.
       steps: N.
-      exact: where the flow takes x0, ``(B, *D)``; by default 10·N steps of RK4.
-      iterations: of L-BFGS, at most.
+      exact: where the exact flow takes x0, ``(B, *D)``; by default from 10·N steps of RK4.
+      iterations: maximum number of L-BFGS iterations.
       progress: called as progress(iteration, mean distance so far).
 
     Returns:
       Increasing nodes in the dtype of x0, exactly 0 first and 1 last: never worse on the pilot than equal steps.
 
     Raises:
-      ValueError: if ``steps`` is not positive, or equal steps do not end anywhere finite.
-      TypeError: for a ``StatefulVelocity``, which has no exact flow to come close to.
+      ValueError: if ``steps`` is not positive, or the solve with equal steps or the exact flow is not finite.
+      TypeError: for a ``StatefulVelocity``, which has no exact flow.
     """
-    from scipy.optimize import minimize  # JAX needs scipy too, but nothing else of the solvers does
+    from scipy.optimize import minimize  # imported here because no other solver needs scipy
 
     velocity = vector_field(velocity, "a fitted grid")
     uniform = times.grid(steps).astype(x0.dtype)
@@ -67,14 +67,16 @@ def fit_grid(
 
     best = float(log_distance(jnp.zeros(steps, x0.dtype))[0]), uniform
     if not np.isfinite(best[0]):
-        raise ValueError(f"the solve with {steps} equal steps, or the exact flow, is not finite: nothing to improve on")
+        raise ValueError(
+            f"the solve with {steps} equal steps, or the exact flow, is not finite: use more steps, or another velocity"
+        )
 
     def objective(widths: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best
         value, slope = jax.device_get(log_distance(jnp.asarray(widths, x0.dtype)))
         if value < best[0]:
             best = float(value), _nodes(jnp.asarray(widths, x0.dtype))
-        # A line search may step to where the solve overflows: a high value sends it back.
+        # The line search may reach widths where the solve overflows; a high value sends it back.
         return (float(value), slope.astype(float)) if np.isfinite(value) else (1e3, np.zeros(steps))
 
     done = itertools.count(1)
@@ -89,6 +91,6 @@ def fit_grid(
 
 
 def _nodes(widths: Array) -> Array:
-    """Nodes from the logarithms of the widths of the steps, up to a constant."""
+    """Returns the nodes from the logarithms of the step widths, which are defined up to a constant."""
     inner = jnp.cumsum(jax.nn.softmax(widths))[:-1]
     return jnp.concatenate([jnp.zeros_like(widths, shape=1), inner, jnp.ones_like(widths, shape=1)])

@@ -1,4 +1,4 @@
-"""Adams methods: one evaluation a step, and a memory of the last ones."""
+"""Adams methods: one evaluation per step, using the velocities of previous steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from flowguide.typing import Array, PyTree, Velocity
 
 
 def ab2() -> Solver:
-    """Adams-Bashforth of order 2 on any grid, one evaluation a step; the first step is Euler's.
+    """Adams-Bashforth of order 2 on any grid, one evaluation per step; the first step is Euler's.
 
     x' = x + dt[(1 + q)u_n − q·u_{n−1}], q = dt/(2·dt_prev) (Hairer, Nørsett & Wanner 1993, §III.5).
     """
 
     def init(x: PyTree) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, x), jnp.asarray(jnp.inf)  # q = 0: no past yet
+        return jax.tree.map(jnp.zeros_like, x), jnp.asarray(jnp.inf)  # makes q = 0 in the first step
 
     def step(velocity: Velocity, memory: PyTree, x: PyTree, t: Array, t_next: Array) -> tuple[PyTree, PyTree]:
         previous, dt_previous = memory
@@ -31,11 +31,10 @@ def ab2() -> Solver:
 
 
 def ab3() -> Solver:
-    """Adams-Bashforth of order 3 on any grid: one evaluation a step, and one more in the first.
+    """Adams-Bashforth of order 3 on any grid: one evaluation per step, and one extra in the first step.
 
-    The quadratic through the last three velocities is integrated over the step (Hairer, Nørsett & Wanner 1993,
-    §III.5). A first step by Euler's method would hold the whole solve at order 2; here it is Heun's, and the second
-    step is that of order 2.
+    It integrates the quadratic through the last three velocities over the step (Hairer, Nørsett & Wanner 1993, §III.5).
+    The first step is Heun's, because Euler's would limit the whole solve to order 2; the second step has order 2.
     """
 
     def init(x: PyTree) -> PyTree:
@@ -47,7 +46,7 @@ def ab3() -> Solver:
         h = t_next - t
         slope = velocity(t, x)
         first = jnp.isinf(h1)
-        r1, r2 = h / h1, h / (h1 + h2)  # both 0 where there is no past
+        r1, r2 = h / h1, h / (h1 + h2)  # both 0 if there is no past
         q = jnp.where(first, 0.0, h1 / (jnp.where(first, 1.0, h1) + h2))
         w1 = -r1 * (1 / 2 + r2 / 3) / (1 - q)
         w2 = r2 * (q / 2 + r2 / 3) / (1 - q)
@@ -64,13 +63,13 @@ def ab3() -> Solver:
 
 
 def abm3() -> Solver:
-    """Adams-Bashforth-Moulton of order 3 on any grid: one evaluation a step, the first included.
+    """Adams-Bashforth-Moulton of order 3 on any grid: one evaluation per step, also in the first.
 
-    AB2 predicts. The evaluation at its result, which the next step needs in any case, also corrects it, by the exact
-    integral of the quadratic through the last three velocities (Adams-Moulton of order 3), before that step starts:
-    the PEC mode of Hairer, Nørsett & Wanner 1993, §III.1, p. 360. The last node is not corrected; its one step's error
-    is of third order by itself. Unlike ``ab3`` it needs nothing extra to start; like it, it can be unstable where a
-    handful of steps meets strong guidance.
+    AB2 predicts. The evaluation at its result, which the next step needs anyway, is also used to correct it before that
+    step starts, by the exact integral of the quadratic through the last three velocities (Adams-Moulton of order 3):
+    the PEC mode of Hairer, Nørsett & Wanner 1993, §III.1, p. 360. The last node is not corrected; the error of its one
+    step is of third order anyway. Unlike ``ab3`` it needs no extra evaluation to start. Like ``ab3`` it can be unstable
+    with very few steps and strong guidance.
     """
 
     def init(x: PyTree) -> PyTree:
@@ -78,11 +77,11 @@ def abm3() -> Solver:
         return x, zero, zero, jnp.zeros(()), jnp.zeros(())
 
     def step(velocity: Velocity, memory: PyTree, x: PyTree, t: Array, t_next: Array) -> tuple[PyTree, PyTree]:
-        # Where the step that led to x started, the velocity there and at the node before, its width and the one before.
+        # The step that led to x: the state at its start, u there and at the node before, its width, the one before.
         start, last, older, h1, h2 = memory
         slope = velocity(t, x)
         past, safe1, safe2 = h1 != 0, jnp.where(h1 == 0, 1.0, h1), jnp.where(h2 == 0, 1.0, h2)
-        # Trapezoid, less h1³/6 of the second divided difference of the velocity, once there are three.
+        # The trapezoid, minus h1³/6 times the second divided difference of the velocity once there are three of them.
         bend = jnp.where(h2 == 0, 0.0, h1 / (6 * (h1 + safe2)))
         weights = 1 / 2 - bend, 1 / 2 + bend * (1 + h1 / safe2), -bend * h1 / safe2
         corrected = advance(start, h1, weights, (slope, last, older))

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods: a method is a table, the step is one function."""
+"""Explicit Runge-Kutta methods: one step function for all Butcher tableaux."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from flowguide.typing import Array, PyTree, Velocity
 
 
 class Tableau(NamedTuple):
-    """Butcher's table of an explicit method.
+    """Butcher tableau of an explicit method.
 
     Attributes:
-      nodes: c, where in the step each stage is evaluated; the first is 0.
-      matrix: a, row i the weights of the stages before stage i + 1.
-      weights: b, how the stages make the step.
+      nodes: c, the stage times as fractions of the step; the first is 0.
+      matrix: a, where row i holds the weights of the stages before stage i + 1.
+      weights: b, the weights of the stages in the step.
       order: global order of convergence.
-      error: b − b̂ of an embedded pair, or None. The pairs here are "first same as last": the last stage is the
-        first one of the next step.
+      error: b − b̂ of an embedded pair, or None. The pairs here are "first same as last": the last stage is the first
+        one of the next step.
     """
 
     nodes: tuple[float, ...]
@@ -33,7 +33,7 @@ MIDPOINT = Tableau((0.0, 1 / 2), ((1 / 2,),), (0.0, 1.0), 2)
 
 HEUN = Tableau((0.0, 1.0), ((1.0,),), (1 / 2, 1 / 2), 2)
 
-# Ralston (1962): the least bound on the local error among the two-stage methods.
+# Ralston (1962): the smallest bound on the local error among the two-stage methods.
 RALSTON = Tableau((0.0, 2 / 3), ((2 / 3,),), (1 / 4, 3 / 4), 2)
 
 RK4 = Tableau(
@@ -68,7 +68,7 @@ DOPRI5 = Tableau(
     (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
 )
 
-# Tsitouras (2011), 5(4): the row of the last stage is that of the weights.
+# Tsitouras (2011), 5(4): the row of the last stage equals the weights.
 _TSIT5 = (
     0.09646076681806523,
     0.01,
@@ -102,8 +102,8 @@ TSIT5 = Tableau(
 
 
 def runge_kutta(tableau: Tableau) -> Solver:
-    """The fixed-step solver of a table."""
-    # A fixed step has no use for the trailing stage of an embedded pair, whose weight is 0.
+    """Returns the fixed-step solver of a tableau."""
+    # A fixed step does not need the last stage of an embedded pair, whose weight is 0.
     stages = max(i for i, weight in enumerate(tableau.weights) if weight) + 1
 
     def step(velocity: Velocity, memory: PyTree, x: PyTree, t: Array, t_next: Array) -> tuple[PyTree, PyTree]:
@@ -122,35 +122,35 @@ def euler() -> Solver:
 
 
 def heun() -> Solver:
-    """Heun's method (explicit trapezoid), order 2, two evaluations a step."""
+    """Heun's method (explicit trapezoid), order 2, two evaluations per step."""
     return runge_kutta(HEUN)
 
 
 def midpoint() -> Solver:
-    """The explicit midpoint rule, order 2, two evaluations a step, neither of them at the end of the step."""
+    """The explicit midpoint rule, order 2, two evaluations per step, neither of them at the end of the step."""
     return runge_kutta(MIDPOINT)
 
 
 def ralston() -> Solver:
-    """Ralston's method, order 2, two evaluations a step."""
+    """Ralston's method, order 2, two evaluations per step."""
     return runge_kutta(RALSTON)
 
 
 def bosh3() -> Solver:
-    """The method of Bogacki & Shampine (1989) with fixed steps, order 3, three evaluations a step."""
+    """The method of Bogacki & Shampine (1989) with fixed steps, order 3, three evaluations per step."""
     return runge_kutta(BOSH3)
 
 
 def dopri5() -> Solver:
-    """The method of Dormand & Prince (1980) with fixed steps, order 5, six evaluations a step."""
+    """The method of Dormand & Prince (1980) with fixed steps, order 5, six evaluations per step."""
     return runge_kutta(DOPRI5)
 
 
 def tsit5() -> Solver:
-    """The method of Tsitouras (2011) with fixed steps, order 5, six evaluations a step."""
+    """The method of Tsitouras (2011) with fixed steps, order 5, six evaluations per step."""
     return runge_kutta(TSIT5)
 
 
 def rk4() -> Solver:
-    """The classical Runge-Kutta method, order 4, four evaluations a step."""
+    """The classical Runge-Kutta method, order 4, four evaluations per step."""
     return runge_kutta(RK4)

@@ -1,10 +1,10 @@
-"""The one loop, and what a solver is."""
+"""The ``Solver`` type, ``solve`` and helpers for writing solvers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +14,40 @@ from jax.core import Tracer
 from flowguide.typing import Array, PyTree, Velocity
 
 
+class Step(Protocol):
+    """velocity, memory, x at t, t, t_next -> x at t_next, memory."""
+
+    def __call__(
+        self, velocity: Velocity, memory: PyTree, x: PyTree, t: Array, t_next: Array, /
+    ) -> tuple[PyTree, PyTree]: ...
+
+
 class Solver(NamedTuple):
-    """A pair of pure functions and the places where they look at the velocity.
+    """Two pure functions, and the times at which a step evaluates the velocity.
 
     Attributes:
-      init: x -> memory, what is carried from step to step beside x (``()`` for one-step methods).
-      step: (velocity, memory, x, t, t_next) -> (x at t_next, memory). Steps go either way, unless ``forward_only``.
-      nodes: where a step evaluates the velocity, as fractions of the way from t to t_next. Their number is the
+      init: x -> memory, the solver's own state that is carried from step to step (``()`` for one-step methods).
+      step: (velocity, memory, x, t, t_next) -> (x at t_next, memory). t_next may be on either side of t, unless
+        ``forward_only``.
+      nodes: times of the velocity evaluations of a step, as fractions of the way from t to t_next. Their number is the
         cost of a step.
-      first: the same for the first step, where a method starts in another way; None if it does not.
-      forward_only: whether steps go from noise to data alone, as those do that add noise.
+      first: ``nodes`` of the first step, if it differs; None if not.
+      forward_only: whether steps can only go from noise to data, as those of stochastic solvers.
     """
 
     init: Callable[[PyTree], PyTree]
-    step: Callable[[Velocity, PyTree, PyTree, Array, Array], tuple[PyTree, PyTree]]
+    step: Step
     nodes: tuple[float, ...]
     first: tuple[float, ...] | None = None
     forward_only: bool = False
 
 
 class StatefulVelocity(NamedTuple):
-    """A velocity that remembers: guidance with momentum, with an estimate that grows, with references kept for a while.
+    """A velocity with memory, such as guidance with momentum, with a running estimate, or with reused references.
 
-    It is no vector field, hence has no density and no adaptive steps. Its memory advances once a step of ``solve``, by
-    the first evaluation of the step, at its start; the further stages of that step read the memory and leave it alone.
+    It is not a vector field, so it has no density and cannot be integrated adaptively. Its memory advances once per
+    step of ``solve``, at the first evaluation, which is at the start of the step; later stages of that step read the
+    memory but do not change it.
 
     Attributes:
       init: x -> memory.
@@ -58,32 +68,32 @@ def solve(
     checkpoint: bool = False,
     progress: Callable[[Array, Array], None] | None = None,
 ) -> PyTree:
-    """Integrates dx/dt = velocity(t, x) over the grid ``ts``, one step an interval, in a single ``lax.scan``.
+    """Integrates dx/dt = velocity(t, x) over the grid ``ts``, one step per interval, in a single ``lax.scan``.
 
     Args:
       solver: the method.
-      velocity: t (), x -> dx/dt of the structure and shapes of x, of any real floating dtype. Or a
-        ``StatefulVelocity``, if the solver evaluates at the start of its steps first, as all of ours do.
+      velocity: t (), x -> dx/dt with the structure and shapes of x, in any real floating dtype. Or a
+        ``StatefulVelocity``, if the first evaluation of each step of the solver is at the start of the step, as in all
+        solvers here.
       x: the state at ``ts[0]``: an array or any tree of floating arrays. Its dtypes are kept.
       ts: nodes ``(N + 1,)``, increasing or decreasing; exactly N steps are taken.
-      trajectory: also keep the states between.
-      checkpoint: reverse-mode gradients keep about 2√N states and the inner values of one step, and compute every
-        step once more, instead of keeping the inner values of all N steps (Griewank 1992, one level).
-      progress: called on the host as progress(steps done, N), in no particular order, while the solve runs.
+      trajectory: also return the states in between.
+      checkpoint: reverse-mode gradients store about 2√N states and the intermediates of one step, and recompute every
+        step once, instead of storing the intermediates of all N steps (Griewank 1992, one level).
+      progress: called on the host as progress(steps done, N) while the solve runs; calls may come out of order.
 
     Returns:
       The state at ``ts[-1]``; with ``trajectory`` the states at all nodes, each leaf ``(N + 1, ...)``.
 
     Raises:
-      ValueError: if ``ts`` is not a vector of two nodes or more, strictly increasing or decreasing, or decreases
-        where the solver is ``forward_only``. Where its values are not known while tracing, bad ones make all of the
-        result NaN, as a velocity that is NaN does.
-      TypeError: if ``solver`` is no ``Solver``, x is not floating, or the velocity has not the structure, shapes or
-        kind of dtype of x.
+      ValueError: if ``ts`` is not a strictly monotonic vector of at least two nodes, or decreases and the solver is
+        ``forward_only``. If the values of ``ts`` are traced, an invalid grid makes the whole result NaN instead.
+      TypeError: if ``solver`` is not a ``Solver``, x is not floating, or the velocity does not return the structure,
+        shapes and kind of dtype of x.
     """
     if not isinstance(solver, Solver):
         name = getattr(solver, "__name__", None)
-        cure = f"call it, as {name}(), or {name}(path) if it takes the path" if name else "make one, as heun()"
+        cure = f"call it: {name}(), or {name}(path) if it takes the path" if name else "use heun(), for example"
         raise TypeError(f"the solver must be a Solver; got {name or type(solver).__name__}: {cure}")
     ts = check_nodes(ts, increasing=solver.forward_only)
     check_state(x)
@@ -93,7 +103,7 @@ def solve(
     def body(carry: tuple[PyTree, ...], at: tuple[Array, Array, Array]) -> tuple[tuple[PyTree, ...], PyTree]:
         x, memory, past = carry
         index, *ends = at
-        after = []  # what the velocity remembers after each evaluation of this step
+        after = []  # memory of the velocity after each evaluation of this step
 
         def evaluate(t: Array, x: PyTree) -> PyTree:
             slope, remembered = velocity.apply(past, t, x)
@@ -114,10 +124,10 @@ def solve(
 
 
 def as_stateful(velocity: Velocity | StatefulVelocity) -> StatefulVelocity:
-    """Any velocity as one with memory, empty if it has none.
+    """Returns the velocity as a ``StatefulVelocity``, with empty memory if it has none.
 
     Raises:
-      TypeError: if it is no function.
+      TypeError: if it is not callable.
     """
     if isinstance(velocity, StatefulVelocity):
         return velocity
@@ -127,21 +137,23 @@ def as_stateful(velocity: Velocity | StatefulVelocity) -> StatefulVelocity:
 
 
 def vector_field(velocity: Velocity | StatefulVelocity, what: str) -> Velocity:
-    """The velocity, refused where only a vector field will do.
+    """Returns the velocity if it is a vector field.
 
     Raises:
-      TypeError: if it is a ``StatefulVelocity``; says what needs a field.
+      TypeError: if it is a ``StatefulVelocity``; the message names the caller, ``what``.
     """
     if isinstance(velocity, StatefulVelocity):
         raise TypeError(
-            f"{what} needs dx/dt as a function of (t, x) alone; a guidance rule with memory, or reused references, "
-            "make a StatefulVelocity, which depends on the steps taken: use a rule without memory"
+            f"{what} needs a vector field; got a StatefulVelocity (a guidance rule with memory, or reused references), "
+            "which depends on the steps taken: use a rule without memory, and reuse=1"
         )
     return velocity
 
 
-def checkpointed_scan(body: Callable, carry: PyTree, xs: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
-    """``lax.scan`` in about √N segments; of each only its first state is kept for the gradient."""
+def checkpointed_scan(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, xs: tuple[Array, ...]
+) -> tuple[PyTree, PyTree]:
+    """``lax.scan`` in about √N segments, of which only the first states are stored for the gradient."""
     steps = xs[0].shape[0]
     length = math.isqrt(steps - 1) + 1
     whole = steps // length * length
@@ -160,15 +172,15 @@ def checkpointed_scan(body: Callable, carry: PyTree, xs: tuple[Array, ...]) -> t
 
 
 def check_nodes(ts: Array, *, increasing: bool = False, whole: bool = False) -> Array:
-    """``ts`` as an array, refused if it is no grid. One whose values are traced and are no grid becomes NaN.
+    """Returns ``ts`` as an array if it is a valid grid. If its values are traced, an invalid grid becomes NaN.
 
     Args:
       ts: nodes ``(N + 1,)``, strictly increasing or decreasing.
-      increasing: refuse those that decrease.
-      whole: refuse those that do not go from 0 to 1.
+      increasing: reject decreasing nodes.
+      whole: reject nodes that do not go from 0 to 1.
 
     Raises:
-      ValueError: says what was got and what was expected.
+      ValueError: if the grid is invalid; states what was got and what was expected.
     """
     if np.ndim(ts) != 1 or np.shape(ts)[0] < 2:
         raise ValueError(f"ts must be a vector of at least 2 nodes, from start to end; got shape {np.shape(ts)}")
@@ -188,21 +200,21 @@ def check_nodes(ts: Array, *, increasing: bool = False, whole: bool = False) -> 
 
 
 def check_state(x: PyTree) -> None:
-    """Raises ``TypeError`` if a leaf is not floating."""
+    """Raises ``TypeError`` unless every leaf is floating."""
     for leaf in jax.tree.leaves(x):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"the state must be of a floating dtype; got {jnp.result_type(leaf)}: convert x first")
+            raise TypeError(f"x must have a floating dtype; got {jnp.result_type(leaf)}: convert x first")
 
 
 def checked(velocity: Velocity, x: PyTree) -> Velocity:
-    """The same velocity, which says while it is traced if what it returns cannot be dx/dt."""
+    """Wraps a velocity to check, while tracing, that its result has the structure and shapes of dx/dt."""
     check_state(x)
 
     def same(t: Array, x: PyTree) -> PyTree:
         u = velocity(t, x)
         expected, got = jax.tree.structure(x), jax.tree.structure(u)
         if expected != got:
-            raise TypeError(f"the velocity must return a tree like x: expected {expected}, got {got}")
+            raise TypeError(f"the velocity must return a tree with the structure of x: expected {expected}, got {got}")
         for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(u), strict=True):
             if jnp.shape(a) != jnp.shape(b) or not jnp.issubdtype(jnp.result_type(b), jnp.floating):
                 raise TypeError(
@@ -215,7 +227,7 @@ def checked(velocity: Velocity, x: PyTree) -> Velocity:
 
 
 def evaluation_times(solver: Solver, ts: Array) -> Array:
-    """The times, in their order ``(evaluations,)``, at which ``solve`` evaluates the velocity over ``ts``."""
+    """Returns the times ``(evaluations,)`` at which ``solve`` evaluates the velocity over ``ts``, in order."""
     ts = jnp.asarray(ts)
 
     def within(nodes: tuple[float, ...], start: Array, end: Array) -> Array:
@@ -227,9 +239,9 @@ def evaluation_times(solver: Solver, ts: Array) -> Array:
 
 
 def advance(x: PyTree, dt: Array, weights: tuple[float | Array, ...], slopes: tuple[PyTree, ...]) -> PyTree:
-    """x + dt·Σ weightᵢ·slopeᵢ leaf by leaf, in x's own dtypes; zero weights cost nothing.
+    """Returns x + dt·Σ weightᵢ·slopeᵢ leaf by leaf, in the dtypes of x; zero weights cost nothing.
 
-    ``dt`` is () or, for steps of each sample's own, ``(B,)``.
+    ``dt`` is () or, if each sample has its own step, ``(B,)``.
     """
     terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if not (isinstance(w, float) and w == 0.0)]
 
@@ -241,5 +253,5 @@ def advance(x: PyTree, dt: Array, weights: tuple[float | Array, ...], slopes: tu
 
 
 def over(scale: Array, x: Array) -> Array:
-    """A scale () or (B,), shaped to broadcast against x (B, *D)."""
+    """Reshapes a scale () or (B,) to broadcast against x (B, *D)."""
     return scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim)) if scale.ndim else scale

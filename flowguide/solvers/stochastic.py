@@ -1,24 +1,24 @@
-"""Stochastic solvers: the same marginals as the flow, with noise added and taken away on the way.
+"""Stochastic solvers: SDEs with the same marginals as the flow.
 
 For any D_t ≥ 0 the equation dx = [u + D_t·s]dt + √(2D_t)·dW, s = ∇log p_t, has the marginals of dx = u dt (Song et al.
-2021, Appendix D.1; Ma et al. 2024, SiT, eq. 4). The family D_t = ηκ, κ = σΔ/α = σ²λ̇, is the natural one: η = 0 is the
-flow, η = 1 the reversed noising process ("memoryless"), and its noise vanishes at t = 1. Guided velocities are no
-velocities of a law, so there η changes what is sampled (``analytic.guided_moments`` says how).
+2021, Appendix D.1; Ma et al. 2024, SiT, eq. 4). The natural family is D_t = ηκ, κ = σΔ/α = σ²λ̇: η = 0 is the flow, η =
+1 the reversed noising process ("memoryless"), and the noise vanishes at t = 1. A guided velocity is not the velocity of
+any distribution, so with guidance η changes what is sampled (``analytic.guided_moments`` says how).
 
-Nothing here forms s, which is 0/0 at t = 1: D_t·s = −(D_t/σ)·E[x0|x_t]. At t = 0 κ is infinite and x is noise
-independent of the data; ``renoise`` then draws fresh noise. The last step, to t = 1, is the deterministic x̂1.
+s, which is 0/0 at t = 1, is never formed: D_t·s = −(D_t/σ)·E[x0|x_t]. At t = 0, κ is infinite and x is noise
+independent of the data; ``renoise`` then draws fresh noise. The last step, to t = 1, returns x̂1 without noise.
 
 A mix Σ w_i·u_i of velocities with W = Σ w_i ≠ 1 has the score Σ w_i·s_i = −W·ē/σ, where ē is E[x0|x_t] of the mean
-velocity ū = Σ w_i·u_i/W: all solvers here take W as ``total`` and work with the predictions of ū. Guidance has W = 1.
+velocity ū = Σ w_i·u_i/W: all solvers here take W as ``total`` and use the predictions of ū. Guidance has W = 1.
 
-Each sample draws its noise from its own key and the number of the step, so a sample does not depend on the batch it is
-drawn in. State: one array ``(B, *D)``. Steps go from noise to data only.
+Each sample draws its noise from its own key and the step index, so a sample does not depend on its batch. State: one
+array ``(B, *D)``. Steps only go from noise to data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,14 @@ from flowguide.solvers.exponential import log_ratio, predictions, step_ratio
 from flowguide.solvers.solver import Solver, over
 from flowguide.typing import Array, PRNGKey, PyTree, Velocity
 
-Diffusion: TypeAlias = Callable[[Path, Array], Array]  # D_t = σ²/2 of the noise; may be infinite at t = 0
 
-# Gauss-Legendre nodes and weights on [0, 1], for the integrals over a step that have no closed form where W is not 1.
+class Diffusion(Protocol):
+    """path, t -> D_t, half the squared amplitude of the noise; may be infinite at t = 0."""
+
+    def __call__(self, path: Path, t: Array, /) -> Array: ...
+
+
+# Gauss-Legendre nodes and weights on [0, 1], for the integrals over a step, which have no closed form if W ≠ 1.
 NODES, SHARES = ((a + shift) / 2 for a, shift in zip(np.polynomial.legendre.leggauss(8), (1, 0), strict=True))
 
 
@@ -79,15 +84,16 @@ DIFFUSIONS: dict[str, Callable[..., Diffusion]] = {
 def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None, total: float | Array = 1.0) -> Solver:
     """Euler-Maruyama: x' = x + (u + D·s)dt + √(2D·dt)z, D = min(D_t, σ²/(2W·dt)); weak order 1, one evaluation a step.
 
-    The bound on D costs no accuracy, as any D ≥ 0 has the same marginals, and it is reached only where steps are too
-    long for D_t, near t = 0. There the step would multiply the noise in x by 1 − W·D_t·dt/σ², which blows up below −1;
-    the bound keeps it at ½ or more, and the variance of the noise within 4/3 of what it should be.
+    The bound on D costs no accuracy, as any D ≥ 0 has the same marginals. It is active only where steps are too long
+    for D_t, near t = 0. There the unbounded step would multiply the noise in x by 1 − W·D_t·dt/σ², which blows up below
+    −1; the bound keeps this factor at ½ or more, and the variance of the noise within 4/3 of the correct one.
 
     Args:
       path: the path.
-      keys: typed keys ``(B,)``, one a sample.
+      keys: typed keys ``(B,)``, one per sample.
       diffusion: D_t; ``memoryless()`` by default.
-      total: W = Σ w_i > 0, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i. 1 for a velocity, and for guidance.
+      total: W = Σ w_i > 0, () or ``(B,)``, if the velocity is a mix Σ w_i·u_i. 1 for a single velocity and for
+        guidance.
     """
     diffusion = memoryless() if diffusion is None else diffusion
 
@@ -104,17 +110,18 @@ def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None
 
 
 def renoise(path: Path, keys: PRNGKey, eta: float | Array = 1.0, total: float | Array = 1.0) -> Solver:
-    """x' = α'x̂1 + σ'(ρx̂0 + √(1 − ρ²)z), ρ = e^{−ηh}: exact where x̂1 stands still; weak order 1, one evaluation.
+    """x' = α'x̂1 + σ'(ρx̂0 + √(1 − ρ²)z), ρ = e^{−ηh}: exact for constant x̂1; weak order 1, one evaluation per step.
 
-    The family D_t = ηκ on any path, h the step in λ = log(α/σ). η = 0 is DDIM and η = 1 the ancestral step (Song et al.
-    2021, DDIM, eq. 12 with ρ = √(1 − σ_t²/σ'²); Lu et al. 2022b, SDE-DPM-Solver++1). Where W is not 1, the formula
-    is that of ``_transition``, and η = 0 is the flow of the mix.
+    The family D_t = ηκ on any path, with h the step in λ = log(α/σ). η = 0 is DDIM and η = 1 the ancestral step (Song
+    et al. 2021, DDIM, eq. 12 with ρ = √(1 − σ_t²/σ'²); Lu et al. 2022b, SDE-DPM-Solver++1). For W ≠ 1 the formula is
+    that of ``_transition``, and η = 0 is the flow of the mix.
 
     Args:
       path: the path.
-      keys: typed keys ``(B,)``, one a sample.
+      keys: typed keys ``(B,)``, one per sample.
       eta: η ≥ 0.
-      total: W = Σ w_i > 0, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i. 1 for a velocity, and for guidance.
+      total: W = Σ w_i > 0, () or ``(B,)``, if the velocity is a mix Σ w_i·u_i. 1 for a single velocity and for
+        guidance.
     """
 
     def move(t: Array, t_next: Array, x: Array, d: Array, e: Array, z: Array) -> Array:
@@ -124,18 +131,19 @@ def renoise(path: Path, keys: PRNGKey, eta: float | Array = 1.0, total: float | 
 
 
 def renoise_2m(path: Path, keys: PRNGKey, eta: float | Array = 1.0, total: float | Array = 1.0) -> Solver:
-    """``renoise`` with x̂1 extrapolated over the step from the last one: weak order 2, one evaluation a step.
+    """``renoise`` with x̂1 extrapolated over the step from the previous one: weak order 2, one evaluation per step.
 
-    Adds ½B(x̂1 − x̂1_prev)h/h_prev, where B is the weight of x̂1 in the transition from x, α'(1 − e^{−(1+η)h}) if W = 1:
-    SDE-DPM-Solver++(2M) (Lu et al. 2022b) for η = 1, and DPM-Solver++(2M) for η = 0. The noise is additive, and the
-    noise in x̂1 − x̂1_prev is as correlated with x as that of x̂1 within the step will be: what makes two-step Maruyama
-    methods of second order in law.
+    It adds ½B(x̂1 − x̂1_prev)h/h_prev, where B is the weight of x̂1 in the transition from x, α'(1 − e^{−(1+η)h}) if W
+    = 1: SDE-DPM-Solver++(2M) (Lu et al. 2022b) for η = 1, and DPM-Solver++(2M) for η = 0. The noise is additive, and
+    the noise in x̂1 − x̂1_prev is as correlated with x as that of x̂1 within the step, which is what makes two-step
+    Maruyama methods second-order in law.
 
     Args:
       path: the path.
-      keys: typed keys ``(B,)``, one a sample.
+      keys: typed keys ``(B,)``, one per sample.
       eta: η ≥ 0.
-      total: W = Σ w_i > 0, () or ``(B,)``, where the velocity is a mix Σ w_i·u_i. 1 for a velocity, and for guidance.
+      total: W = Σ w_i > 0, () or ``(B,)``, if the velocity is a mix Σ w_i·u_i. 1 for a single velocity and for
+        guidance.
     """
 
     def init(x: Array) -> PyTree:
@@ -165,11 +173,11 @@ class _Transition(NamedTuple):
 
 
 def _transition(path: Path, t: Array, t_next: Array, eta: float | Array, total: float | Array) -> _Transition:
-    """The law of x' under dx = [W(α̇d + σ̇e) − ηκWe/σ]dt + √(2ηκ)dW from x = αd + σe, where d does not change.
+    """The distribution of x' under dx = [W(α̇d + σ̇e) − ηκWe/σ]dt + √(2ηκ)dW from x = αd + σe, for constant d.
 
-    It is linear: with φ(s) = (σ'/σ_s·e^{−η(λ' − λ_s)})^W, the factor from s to the end, and integrals over the step,
-    Φ = φ(t), the weight of d is α' + (W − 1)∫φ dα and the variance (σ'² − σ²Φ²)/W + (1 − 1/W)∫φ² d(σ²). For W = 1
-    these are α', and σ'²(1 − ρ²) with ρ = e^{−ηh} and kept = σ'ρ.
+    The equation is linear: with φ(s) = (σ'/σ_s·e^{−η(λ' − λ_s)})^W, the factor from s to the end, and integrals over
+    the step, Φ = φ(t), the weight of d is α' + (W − 1)∫φ dα and the variance (σ'² − σ²Φ²)/W + (1 − 1/W)∫φ² d(σ²). For W
+    = 1 these are α', and σ'²(1 − ρ²) with ρ = e^{−ηh} and kept = σ'ρ.
     """
     alpha, sigma, ratio = path.alpha(t), path.sigma(t), _kept(path, t, t_next)
     if is_one(total):
@@ -198,7 +206,7 @@ def _drawn(moved: _Transition, d: Array, e: Array, z: Array) -> Array:
 
 
 def _mean(velocity: Velocity, total: float | Array) -> Velocity:
-    """ū = Σ w_i·u_i/W."""
+    """Returns ū = Σ w_i·u_i/W."""
     if is_one(total):
         return velocity
     return lambda t, x: velocity(t, x) / over(jnp.asarray(total, x.dtype), x)
@@ -219,12 +227,12 @@ def _stochastic(path: Path, keys: PRNGKey, total: float | Array, move: Callable[
 
 
 def is_one(total: float | Array) -> bool:
-    """Whether a sum of weights is 1 by construction, whatever they are."""
+    """Whether a sum of weights is 1 by construction, for any values of the weights."""
     return isinstance(total, float) and total == 1.0
 
 
 def noise(keys: PRNGKey, step: Array, x: Array) -> Array:
-    """Normal numbers like x ``(B, *D)``, each sample's from its own key and the number of the step."""
+    """Draws standard normal noise like x ``(B, *D)``, for each sample from its own key and the step index."""
 
     def one(key: PRNGKey) -> Array:
         return jax.random.normal(jax.random.fold_in(key, step), x.shape[1:], x.dtype)
@@ -233,6 +241,6 @@ def noise(keys: PRNGKey, step: Array, x: Array) -> Array:
 
 
 def _kept(path: Path, t: Array, t_next: Array) -> Array:
-    """e^{−h} = ασ'/(α'σ) in [0, 1]: what one unit of η keeps of x̂0 over the step."""
+    """Returns e^{−h} = ασ'/(α'σ) in [0, 1]: the fraction of x̂0 that one unit of η keeps over the step."""
     ratio = path.alpha(t) * path.sigma(t_next) / (path.alpha(t_next) * path.sigma(t))
     return jnp.clip(ratio, 0.0, 1.0)

@@ -1,9 +1,9 @@
-"""Samplers of the γ-powered law p(x)^(1−γ)·p(x|c)^γ itself, and of other products of powers of learned laws.
+"""Samplers of the γ-powered distribution p(x)^(1−γ)·p(x|c)^γ, and of other products of powers of learned distributions.
 
-Guidance mixes velocities, and the mix is not the velocity of this law (``analytic.guided_moments``). Here are three
-ways to the law from the same networks: particles with weights (``feynman_kac``), Langevin steps between those of a flow
-(``predictor_corrector``), and weights for samples of the guided flow through its density (``importance_weights``).
-Needs only jax and numpy.
+Guidance mixes velocities, but the mix is not the velocity of this distribution (``analytic.guided_moments``). This
+package has three ways to sample it with the same networks: weighted particles (``feynman_kac``), Langevin steps between
+the steps of a flow (``predictor_corrector``), and importance weights for samples of the guided flow, from its density
+(``importance_weights``). Needs only jax and numpy.
 """
 
 from flowguide.tilted.feynman_kac import Particles, effective_size, feynman_kac, resample

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo along the guided process: particles with weights that make up for what guidance is not."""
+"""Sequential Monte Carlo along the guided process: weighted particles that correct the error of guidance."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from flowguide.typing import Array, PRNGKey, PyTree
 
 
 class Particles(NamedTuple):
-    """Weighted samples of G laws, K of each.
+    """Weighted samples of G distributions, K of each.
 
     Attributes:
       x: ``(G, K, *D)``.
-      log_weights: ``(G, K)``, normalised: their exponentials sum to one over K. ``resample`` makes them equal.
-      ess: effective sample size 1/Σ W² at each node but the first, before resampling there, ``(G, N)``; of K.
-      resampled: whether the particles were resampled there, bool ``(G, N)``; never at the last node.
-      ancestors: int32 ``(G, K)``, from which particle of the start each comes. Few different ones are a warning.
-      log_z: ``(G,)`` estimate of log Z, Z = ∫Π p(x|c_i)^{w_i} dx; its exponential is unbiased but for the steps' error.
-        With ``until`` < 1 it estimates ∫Π p_t(x|c_i)^{w_i} dx at that t instead, and with ``clip`` it is biased.
+      log_weights: ``(G, K)``, normalised: their exponentials sum to one over K. ``resample`` makes the weights equal.
+      ess: effective sample size 1/Σ W², out of K, at each node but the first, before resampling there, ``(G, N)``.
+      resampled: whether the particles were resampled there, bool ``(G, N)``; always False at the last node.
+      ancestors: int32 ``(G, K)``, the initial particle that each particle descends from. Few distinct values are a
+        warning.
+      log_z: ``(G,)`` estimate of log Z, Z = ∫Π p(x|c_i)^{w_i} dx; its exponential is unbiased up to the discretisation
+        error. With ``until`` < 1 it estimates ∫Π p_t(x|c_i)^{w_i} dx at that t instead, and with ``clip`` it is biased.
     """
 
     x: Array
@@ -59,43 +60,46 @@ def feynman_kac(
     passes: Passes = "together",
     dtype: jnp.dtype | type = jnp.float32,
 ) -> Particles:
-    """Draws K particles of each of G laws Π p(x|c_i)^{w_i}, by the Feynman-Kac corrector.
+    """Draws K particles from each of G distributions Π p(x|c_i)^{w_i}, with the Feynman-Kac corrector.
 
-    The proposal is the guided process; each particle gathers log W at ``weight_rate``, by the trapezoidal rule between
-    evaluations that the solver makes anyway, so that a particle costs what a guided sample costs. Where the effective
-    size falls below ``threshold``·K, the particles of that law are resampled systematically, by one uniform number
-    (Douc & Cappé 2005), with all that the solver carries for them. (Skreta et al. 2025, arXiv 2503.02819, Algorithm 1;
-    the weights do not depend on the noise of the proposal.)
+    The proposal is the guided process. Each particle integrates log W at the rate ``weight_rate`` by the trapezoidal
+    rule between evaluations that the solver makes anyway, so that a particle costs as much as a guided sample. If the
+    effective sample size falls below ``threshold``·K, the particles of that distribution are resampled, together with
+    the solver's state, systematically with one uniform number (Douc & Cappé 2005). (Skreta et al. 2025, arXiv
+    2503.02819, Algorithm 1; the weights do not depend on the noise of the proposal.)
 
-    Noise tells duplicates apart: with a deterministic ``solver`` use ``threshold=0``, which weighs and never resamples.
-    With few steps, of N ≲ 10, it fails on laws of several modes.
+    Only noise makes duplicates differ: with a deterministic ``solver`` use ``threshold=0``, which weights but never
+    resamples. With very few steps, N ≲ 10, it fails on multimodal distributions.
 
     Args:
-      p: the laws; conditions and weights of batch G.
-      path: of the velocities.
-      keys: typed keys ``(G,)``: all noise of a law derives from its own.
+      p: the distributions; conditions and weights of batch G.
+      path: the path of the velocities.
+      keys: typed keys ``(G,)``: all noise of a distribution derives from its key.
       ts: nodes ``(N + 1,)``, strictly increasing from 0 to 1.
-      shape: of one sample.
+      shape: shape of one sample.
       particles: K.
-      eta: of the proposal, D_t = ηκ. 2 by default: on Gaussians, as γ grows, the guided process is narrower than the
-        law by η/(1 + η), and where that is 1/2 or less weights have no variance. 1 with a ``proposal`` of its own.
-      solver: the proposal, made of keys ``(G·K,)``, one a particle. By default ``renoise_2m``, of weak order 2, as the
-        trapezoidal rule is, told Σ w_i as its ``total``: so must be any other stochastic one where the sum is not 1.
-      proposal: weights v_i of the guided process that proposes, where they are not the w_i of the law: (0, 1) for
-        (∅, c) proposes by the conditional process, whatever γ. Each of their sums must be 1, and the noise memoryless.
-        log W then gathers the rate for v, and Σ (w_i − v_i)·log N(x'; μ_i, σ²) of the steps taken, which adds up to
-        Σ (w_i − v_i)·log p(x|c_i): see ``log_posterior_ratio``. This sum has noise of its own and is of first order:
-        for Gaussians at γ = 3, (0, 1) makes Z 11 % too large with 100 steps and 3 % with 400. It is worth it where
-        the guided process goes far from the law.
-      threshold: share of K below which the effective size triggers resampling; 0 never, 1 always.
-      clip: keeps what the rate of a step adds to log W this close to the mean over the particles of its law, against
-        the errors of networks and at the price of a bias; None does not.
-      until: weights are gathered up to this t alone. Near t = 1 the rate divides the networks' errors by 1 − t.
+      eta: η of the proposal, D_t = ηκ. Default 2: on Gaussians, as γ grows, the guided process is narrower than the
+        target by the factor η/(1 + η), and if that is 1/2 or less the weights have infinite variance. Default 1 with
+        ``proposal``.
+      solver: builds the proposal from keys ``(G·K,)``, one per particle. By default ``renoise_2m``, of weak order 2
+        like the trapezoidal rule, with ``total`` = Σ w_i: any other stochastic solver also needs that ``total`` if it
+        is not 1.
+      proposal: weights v_i of the guided process used as proposal, if not the w_i of the target: (0, 1) for (∅, c)
+        proposes by the conditional process for any γ. w_i and v_i must both sum to 1, and the noise must be memoryless.
+        log W is then the integral of the rate for v, plus Σ (w_i − v_i)·log N(x'; μ_i, σ²) over the steps taken, which
+        sums to Σ (w_i − v_i)·log p(x|c_i): see ``log_posterior_ratio``. This sum is itself noisy and of first order:
+        for Gaussians at γ = 3, (0, 1) makes Z 11 % too large with 100 steps and 3 % with 400. It pays off if the guided
+        process goes far from the target.
+      threshold: fraction of K below which the effective sample size triggers resampling; 0 never, 1 always.
+      clip: bounds the distance between the increment of log W in a step and its mean over the particles of the same
+        distribution. This limits the effect of network errors, at the price of a bias; None does not clip.
+      until: log W is only integrated up to this t. Near t = 1 the rate divides the errors of the networks by 1 − t.
       passes: "together" or "apart", as in ``guidance.guide``.
-      dtype: of the particles.
+      dtype: dtype of the particles.
 
     Raises:
-      ValueError: for a grid that does not increase from 0 to 1, fewer than one particle, or a threshold outside [0, 1].
+      ValueError: if the grid does not increase from 0 to 1, ``particles`` is below 1, ``threshold`` is outside [0, 1],
+        or ``proposal`` does not fit p.
       TypeError: if a velocity returns another shape.
     """
     ts = check_nodes(ts, whole=True)
@@ -104,19 +108,19 @@ def feynman_kac(
         raise ValueError(f"expected particles >= 1 and 0 <= threshold <= 1; got {particles} and {threshold}")
     if proposal is not None and not (is_one(p.total) and len(proposal) == len(p.weights)):
         raise ValueError(
-            "a proposal has a weight for each factor of a product whose weights sum to 1; got "
-            f"{len(proposal)} for {len(p.weights)} that sum to {p.total}"
+            "a proposal needs one weight per factor of a product whose weights sum to 1; got "
+            f"{len(proposal)} for {len(p.weights)} factors whose weights sum to {p.total}"
         )
     eta = (2.0 if proposal is None else 1.0) if eta is None else eta
     groups, count, steps = keys.shape[0], particles, ts.shape[0] - 1
     start_keys, noise_keys, coins = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(keys)
 
     def each(keys: PRNGKey) -> PRNGKey:
-        """A key a particle ``(G·K,)``."""
+        """Returns one key per particle ``(G·K,)``."""
         return jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count)))(keys).reshape(-1)
 
     def spread(a: Array | float) -> Array | float:
-        """What there is once for a law, once for each of its particles."""
+        """Repeats what is given per distribution for each of its particles."""
         return jnp.repeat(a, count, axis=0) if jnp.ndim(a) else a
 
     own = Product(
@@ -135,7 +139,7 @@ def feynman_kac(
         return a.reshape(groups, count)
 
     def weigh(log_w: Array, gained: Array, t: Array) -> Array:
-        gained = jnp.where(t > until, 0.0, grouped(gained))  # a grid of NaN shows
+        gained = jnp.where(t > until, 0.0, grouped(gained))  # t > until is False for NaN, so an invalid grid gives NaN
         if clip is not None:
             mean = jnp.mean(gained, axis=1, keepdims=True)
             gained = mean + jnp.clip(gained - mean, -clip, clip)
@@ -162,7 +166,7 @@ def feynman_kac(
         log_z = log_z + jnp.where(low, _log_mean(log_w), 0.0)
         log_w = jnp.where(low[:, None], 0.0, log_w)
 
-        known = [mix(own, us)]  # at the start of the step, where every solver looks first
+        known = [mix(own, us)]  # at the start of the step, which every solver evaluates first
 
         def velocity(t: Array, x: Array) -> Array:
             return known.pop() if known else mix(own, evaluate(own.factors, t, x, passes))
@@ -183,8 +187,8 @@ def feynman_kac(
     carry = x, memory, zeros, log_z, zeros.reshape(-1), jnp.zeros((), wide), first
     carry, (ess, low) = jax.lax.scan(body, carry, (jnp.arange(steps), ts[:-1], ts[1:]))
     x, _, log_w, log_z, rate, dt, ancestors = carry
-    # The last node is not evaluated. The rate there is 0 if Σ w_i = 1 and κ(1) = 0, as then all factors pull the same
-    # way; where it is not, as on the path vp, the last interval takes the rate at its start, still of second order.
+    # The last node is not evaluated. The rate there is 0 if Σ w_i = 1 and κ(1) = 0, because the factors then have equal
+    # velocities. Otherwise, as on the path vp, the last interval uses the rate at its start, still of second order.
     vanishes = (path.sigma(ts[-1]) == 0) if is_one(own.total) else False
     log_w = weigh(log_w, dt * rate * jnp.where(vanishes, 0.5, 1.0), ts[-1])
     log_z = log_z + _log_mean(log_w)
@@ -194,24 +198,24 @@ def feynman_kac(
 
 
 def effective_size(log_weights: Array) -> Array:
-    """(Σ W)²/Σ W² over the last axis (Kong et al. 1994): K for equal weights, 1 where one has all."""
+    """(Σ W)²/Σ W² over the last axis (Kong et al. 1994): K for equal weights, 1 if one particle has all the weight."""
     return jnp.exp(2 * jax.nn.logsumexp(log_weights, axis=-1) - jax.nn.logsumexp(2 * log_weights, axis=-1))
 
 
 def resample(keys: PRNGKey, log_weights: Array, tree: PyTree) -> PyTree:
-    """Leaves ``(G, K, ...)`` drawn by their weights ``(G, K)``, systematically; equally weighted from then on.
+    """Draws leaves ``(G, K, ...)`` by their weights ``(G, K)``, systematically; the result is equally weighted.
 
     Args:
       keys: typed keys ``(G,)``.
-      log_weights: of any normalisation.
-      tree: what is drawn.
+      log_weights: with any normalisation.
+      tree: the leaves to draw from.
     """
     chosen = _systematic(keys, log_weights)
     return jax.tree.map(lambda a: jax.vmap(lambda leaf, index: leaf[index])(a, chosen), tree)
 
 
 def _systematic(keys: PRNGKey, log_weights: Array) -> Array:
-    """Indices ``(G, K)``, each particle taken ⌊KW⌋ or ⌈KW⌉ times."""
+    """Returns indices ``(G, K)``, with each particle taken ⌊KW⌋ or ⌈KW⌉ times."""
     count = log_weights.shape[1]
 
     def one(key: PRNGKey, log_w: Array) -> Array:

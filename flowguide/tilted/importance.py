@@ -1,4 +1,4 @@
-"""Weights for samples of the guided flow, through densities: how far that flow is from the law it is said to sample."""
+"""Importance weights for samples of the guided flow, which measure how far it is from the target distribution."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from flowguide.typing import Array, Velocity
 
 
 class Weighed(NamedTuple):
-    """Weights and what they are made of, each ``(B,)``, in nats.
+    """Importance weights and their parts, each ``(B,)``, in nats.
 
     Attributes:
       log_weights: log_target − log_sampler; the mean of their exponentials over samples estimates Z.
-      log_target: Σ w_i·log p(x1|c_i), the law up to its normalisation.
-      log_sampler: log-density of what the guided flow samples.
+      log_target: Σ w_i·log p(x1|c_i), the unnormalised log-density of the target.
+      log_sampler: log-density of the guided flow.
     """
 
     log_weights: Array
@@ -36,14 +36,14 @@ def importance_weights(
     ts: Array | None = None,
     solver: Solver | None = None,
 ) -> Weighed:
-    """log Π p(x1|c_i)^{w_i} − log q(x1) of samples x1 of the flow of Σ w_i·u_i, whose density is q.
+    """Returns log Π p(x1|c_i)^{w_i} − log q(x1) for samples x1 of the flow of Σ w_i·u_i, whose density is q.
 
-    One likelihood for each factor and one for the flow: for small d, or with Hutchinson's probes, whose noise the
-    weights then carry. Along the exact flow they equal the weights of ``feynman_kac`` without noise (pathwise). Their
-    variance grows fast with γ: on Gaussians of variances 2 and 1 it is infinite from γ = 3 on.
+    It computes one likelihood per factor and one for the flow: for small d, or with Hutchinson's estimator, whose noise
+    then enters the weights. Along the exact flow they equal the weights of ``feynman_kac`` without noise (pathwise).
+    Their variance grows fast with γ: for Gaussians with variances 2 and 1 it is infinite from γ = 3 on.
 
     Args:
-      p: the law, with conditions and weights of batch B; Σ w_i must be 1.
+      p: the target, with conditions and weights of batch B; Σ w_i must be 1.
       x1: samples ``(B, *D)``.
       divergence: as in ``likelihood.log_density``.
       ts: nodes from noise to data.
@@ -54,7 +54,7 @@ def importance_weights(
     """
     if not is_one(p.total):
         raise ValueError(
-            f"importance weights need a product whose weights sum to 1: powered or composed; got {p.total}"
+            f"importance weights need a product whose weights sum to 1; got {p.total}: use powered or composed"
         )
 
     def density(velocity: Velocity) -> Array:

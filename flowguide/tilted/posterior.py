@@ -11,16 +11,16 @@ from flowguide.typing import Array, Velocity
 
 
 def log_posterior_ratio(path: Path, ts: Array, xs: Array, one: Velocity, other: Velocity) -> Array:
-    """log p_t(x_t|c) − log p_t(x_t) = log p(c|x_t)/p(c) at every node of a trajectory, ``(N + 1, B)``.
+    """Returns log p_t(x_t|c) − log p_t(x_t) = log p(c|x_t)/p(c) at every node of a trajectory, ``(N + 1, B)``.
 
-    Adds up the log-ratio of the transition densities of the memoryless processes under c and under ∅ for the steps that
-    were in fact taken, as the rules ``guidance.feedback`` and ``guidance.dynamic_negative`` do for one step after the
-    other. The trajectory may have any drift, guided or not, but must have their noise: D_t = κ, that is η = 1.
+    It sums the log-ratios of the transition densities of the memoryless processes under c and under ∅ over the steps
+    that were taken, as ``guidance.feedback`` and ``guidance.dynamic_negative`` do step by step. The trajectory may have
+    any drift, guided or not, but must have the noise of these processes: D_t = κ, that is η = 1.
 
     Args:
       path: the path.
-      ts: nodes ``(N + 1,)`` from 0 up.
-      xs: states at them ``(N + 1, B, *D)``: ``solve(euler_maruyama(path, keys), ..., trajectory=True)``.
+      ts: nodes ``(N + 1,)``, increasing from 0.
+      xs: states at the nodes ``(N + 1, B, *D)``: ``solve(euler_maruyama(path, keys), ..., trajectory=True)``.
       one: the velocity under c.
       other: the velocity under ∅, or another condition.
     """

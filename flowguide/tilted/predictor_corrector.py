@@ -23,24 +23,24 @@ def predictor_corrector(
     ratio: float = 0.2,
     predictor: Solver | None = None,
 ) -> Solver:
-    """M steps x' = x + εS + √(2ε)z of Langevin at each node, then the predictor's step to the next.
+    """Takes M Langevin steps x' = x + εS + √(2ε)z at each node, then a predictor step to the next node.
 
-    For a velocity that guidance has mixed, S = Σ w_i·s_i is the score of Π p_t(x|c_i)^{w_i}, at which the corrections
-    aim (Song et al. 2021, Algorithm 2; Bradley & Nakkiran 2024, Algorithm 2). They repair the shape of a mode soon, and
-    what weight each mode has slowly. A solver like any other: for ``solve``, ``guide``, any γ(t). At t = 0, where x is
-    noise as it should be, there is nothing to correct, and none at t = 1, where ε is 0.
+    For a velocity mixed by guidance, S = Σ w_i·s_i is the score of Π p_t(x|c_i)^{w_i}, the target of the corrections
+    (Song et al. 2021, Algorithm 2; Bradley & Nakkiran 2024, Algorithm 2). They quickly correct the shape of a mode, and
+    slowly the weights of the modes. The result is an ordinary solver: it works with ``solve``, ``guide`` and any γ(t).
+    There are no corrections at t = 0, where x already has the right distribution, and none at t = 1, where ε is 0.
 
     Args:
       path: the path.
-      keys: typed keys ``(B,)``, one a sample.
-      corrections: M ≥ 0, each costs one evaluation a step.
-      rule: "matched" takes ε = κ·dt, with dt the step before: as dt → 0 this is the guided SDE with η = M
-        (``analytic.guided_moments``), whose distance to the law falls like 1/M. "noise" takes ε = ratio·σ².
+      keys: typed keys ``(B,)``, one per sample.
+      corrections: M ≥ 0; each costs one evaluation per step.
+      rule: "matched" uses ε = κ·dt, with dt the previous step: as dt → 0 this is the guided SDE with η = M
+        (``analytic.guided_moments``), whose distance to the target falls like 1/M. "noise" uses ε = ratio·σ².
       ratio: of the rule "noise", 2·snr² for the signal-to-noise ratio of Song et al.; unstable from about 2/γ on.
-      predictor: a method that remembers nothing; ``ddim(path)`` by default.
+      predictor: a solver without memory; ``ddim(path)`` by default.
 
     Raises:
-      ValueError: for a negative number of corrections, another rule, or a predictor with memory.
+      ValueError: if ``corrections`` is negative, the rule is unknown, or the predictor has memory.
     """
     if corrections < 0 or rule not in ("matched", "noise"):
         raise ValueError(
@@ -50,7 +50,7 @@ def predictor_corrector(
 
     def init(x: Array) -> PyTree:
         if jax.tree.leaves(predict.init(x)):
-            raise ValueError("the predictor must remember nothing: its past is not that of the corrected state")
+            raise ValueError("the predictor must have no memory, because the corrections change x: use ddim(path)")
         return jnp.int32(0), jnp.zeros(())
 
     def step(velocity: Velocity, memory: PyTree, x: Array, t: Array, t_next: Array) -> tuple[Array, PyTree]:

@@ -1,4 +1,4 @@
-"""Closed forms of guided sampling, against the numbers that are known and against an integration of their own."""
+"""Closed forms of guided sampling, against known values and an independent integration."""
 
 from itertools import pairwise
 
@@ -85,7 +85,7 @@ def test_tilted_law_is_the_normalised_product():
 
 
 def test_existence():
-    """v_c > v_u: only γ < v_c/(v_c − v_u); otherwise only from below."""
+    """For v_c > v_u only γ < v_c/(v_c − v_u); otherwise γ is only bounded from below."""
     np.testing.assert_allclose(analytic.existence(1.0, 1.5), (-np.inf, 3.0))
     np.testing.assert_allclose(analytic.existence(2.0, 1.0), (-1.0, np.inf))
     assert analytic.existence(1.0, 1.0) == (-np.inf, np.inf)

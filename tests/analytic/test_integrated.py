@@ -1,4 +1,4 @@
-"""Moments by integration: against the closed forms where there are, and against an exact flow where there are none."""
+"""Integrated moments, against closed forms where they exist and against an exact flow elsewhere."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_start_at_a_later_time():
 
 @pytest.mark.parametrize("gamma", [2.5, lambda t: 1.0 + 3.0 * t], ids=["constant", "ramp"])
 def test_covariances_that_do_not_commute(gamma):
-    """The flow of a linear field is affine: from 0 and the unit vectors it is known everywhere."""
+    """The flow of a linear field is affine, so its values at 0 and the unit vectors determine it."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         root = rng.normal(size=(3, 3)) * 0.5
@@ -82,5 +82,5 @@ def test_strong_noise_tends_to_the_tilted_law_in_three_dimensions():
 def test_refuses_what_cannot_be():
     with pytest.raises(ValueError, match=r"eta >= 0 and 0 <= start < 1; got eta = 0.0 and start = 1.0"):
         analytic.integrated_moments(2.0, paths.linear(), *LAW, start=1.0)
-    with pytest.raises(ValueError, match=r"of one d; got shapes \(2,\), \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"with the same d; got shapes \(2,\), \(1, 1\)"):
         analytic.integrated_moments(2.0, paths.linear(), np.zeros(2), *LAW[1:])

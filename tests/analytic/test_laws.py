@@ -1,4 +1,4 @@
-"""The exact fields: two independent routes to the same number."""
+"""Exact fields: two independent derivations of the same number."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def condition(label, n):
 @pytest.mark.parametrize("label", [0, 1, None])
 @pytest.mark.parametrize("name", NAMES)
 def test_velocity_agrees_with_the_score_of_its_density(name, label):
-    """u from posterior means against u = (α̇/α)x + κ∇log p by automatic differentiation of the density."""
+    """u from posterior means against u = (α̇/α)x + κ∇log p with the density differentiated automatically."""
     with jax.enable_x64(True):
         p, c = paths.PATHS[name](), condition(label, 5)
         law = jax.tree.map(lambda a: a.astype(float) if a.dtype == jnp.float32 else a, LAW)
@@ -63,7 +63,7 @@ def test_label_without_other_components_is_that_gaussian():
 
 @pytest.mark.parametrize("name", ["linear", "trig"])
 def test_minimum_of_the_loss_in_one_dimension(name):
-    """Var(α̇x1 + σ̇x0 | x_t) by regression: what is left of the target's variance after its best linear predictor."""
+    """Var(α̇x1 + σ̇x0 | x_t) by regression: the variance of the target minus that of its best linear predictor."""
     p, v, t = paths.PATHS[name](), 0.7, jnp.array([0.2, 0.6])
     a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
     target, seen, both = da**2 * v + db**2, a**2 * v + b**2, a * da * v + b * db

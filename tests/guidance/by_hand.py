@@ -1,6 +1,6 @@
-"""Paths, velocities and scales in NumPy, written out: what the library is compared with, in float64.
+"""Paths, velocities and scales written out in NumPy, in float64: the reference for the library.
 
-Scales differ for each sample and change with time; samples 0 and 1 are guided little, 3 and 4 a lot, 2 is guided away.
+Scales differ between samples and change with time; γ is small for samples 0 and 1, large for 3 and 4, negative for 2.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the tests of guidance share."""
+"""Fixtures shared by the guidance tests."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Rules that remember, over several steps, against NumPy: momentum, and what the posteriors estimate."""
+"""Rules with memory over several steps, against NumPy: momentum, and the posterior estimates."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("path", ["linear", "trig"])
 @pytest.mark.parametrize("momentum", [-0.5, 0.8])
 def test_momentum_over_three_steps(momentum, path):
-    """g_k = D_v − D_ref + β·g_{k−1}: what is remembered is neither shortened nor projected."""
+    """g_k = D_v − D_ref + β·g_{k−1}: the stored difference is neither shortened nor projected."""
     largest = 1.5
-    rule = guidance.projected(G, paths.PATHS[path](), 0.3, largest, momentum)
+    rule = guidance.projected(G, paths.PATHS[path](), parallel=0.3, largest=largest, momentum=momentum)
     memory, past, rng = rule.init(jnp.asarray(X)), 0 * X, np.random.default_rng(1)
     for t in (0.1, 0.35, 0.7):
         x, v, ref = rng.normal(size=(3, B, SIZE))
@@ -93,12 +93,12 @@ def walk(path, seed):
 
 @pytest.mark.parametrize("path", ["linear", "trig", "vp"])
 def test_dynamic_negative_over_six_steps(path):
-    """u_∅ + γ(v − u_∅) − λ·p/(1 − p)(u_d − u_∅), log p += τ·log-ratio + offset/(2v), from both of its bounds back."""
+    """u_∅ + γ(v − u_∅) − λ·p/(1 − p)(u_d − u_∅), log p += τ·log-ratio + offset/(2v); p leaves both bounds again."""
     prior, tau, offset, largest = 0.3, 0.6, 0.05, 0.7
-    rule = guidance.dynamic_negative(G, paths.PATHS[path](), N, prior, tau, offset, largest)
+    rule = guidance.dynamic_negative(G, N, paths.PATHS[path](), prior=prior, tau=tau, offset=offset, largest=largest)
     log_p, before, bounds = np.full(B, np.log(prior)), None, set()
     memory = rule.init(jnp.asarray(X))
-    # d in the place of the condition, so that half of the samples move towards it.
+    # d instead of the condition, so that half of the samples move towards it.
     for t, x, d, ref, v in walk(path, 3):
         if before is not None:
             ratio, variance = log_ratio(path, *before, t, x)
@@ -116,7 +116,7 @@ def test_dynamic_negative_over_six_steps(path):
 def test_feedback_over_six_steps(path):
     """γ = p/(p − (1 − π)), log p += τ·log-ratio + δ, between ln((1 − π)γ_max/(γ_max − 1)) and 3, γ − 1 multiplied."""
     pi, tau, drift, largest = 0.8, 0.7, -0.15, 4.0
-    rule = guidance.feedback(paths.PATHS[path](), pi, tau, drift, largest, N)
+    rule = guidance.feedback(N, paths.PATHS[path](), pi=pi, tau=tau, drift=drift, largest=largest)
     level, before, bounds = np.zeros(B), None, set()
     lowest = np.log((1 - pi) * largest / (largest - 1))
     memory = rule.init(jnp.asarray(X))
@@ -134,9 +134,9 @@ def test_feedback_over_six_steps(path):
 
 
 def test_feedback_has_one_as_its_multiplier_and_bounds():
-    rule = guidance.feedback(paths.linear(), 0.8)
+    rule = guidance.feedback(guidance.constant(1.0), paths.linear(), pi=0.8)
     got, _ = rule.apply(rule.init(jnp.asarray(X)), jnp.float64(T), *arrays(X, V), arrays(NULL))
     np.testing.assert_allclose(got, NULL + (V - NULL) / 0.8, rtol=1e-6)
     for wrong in ({"pi": 0.0}, {"pi": 1.1}, {"largest": 1.0}):
         with pytest.raises(ValueError, match="expected 0 < pi <= 1 and largest > 1"):
-            guidance.feedback(paths.linear(), **wrong)
+            guidance.feedback(guidance.constant(1.0), paths.linear(), **wrong)

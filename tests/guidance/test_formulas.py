@@ -1,7 +1,7 @@
-"""Every rule and method against NumPy, written from the papers, at settings where nothing is neutral.
+"""Every rule and method against NumPy formulas written from the papers, at settings where no term vanishes.
 
-Scales differ for each sample and change with time, there are several negatives, norms are over and under their bounds,
-and paths are not only the linear one, on which α̇σ − ασ̇ is 1 and mistakes cancel.
+Scales differ between samples and change with time, there are several negatives, norms are above and below their bounds,
+and there are paths other than the linear one, on which α̇σ − ασ̇ = 1 would hide mistakes.
 """
 
 import inspect
@@ -113,7 +113,7 @@ def contrastive(path, tau):
 
 CFG = guidance.cfg(G)
 TINY = 1e-4 * NULL
-# name: (rule, references, what it must give)
+# name: (rule, references, expected result)
 RULES = {
     "cfg": (CFG, (NULL,), lambda: (1 - column(g(T))) * NULL + column(g(T)) * V),
     "cfg_negative": (
@@ -131,40 +131,40 @@ RULES = {
         (NULL, AWAY),
         lambda: cfg(V, NULL, g(T)) + column(n(T)) * (V - AWAY),
     ),
-    "rescale": (guidance.rescale(CFG, 0.3), (NULL,), lambda: rescaled(0.3)),
+    "rescale": (guidance.rescale(CFG, phi=0.3), (NULL,), lambda: rescaled(0.3)),
     "renormalise": (guidance.renormalise(CFG), (NULL,), renormalised),
-    "zero_init, before": (guidance.zero_init(CFG, T + 1e-6), (NULL,), lambda: 0 * V),
-    "zero_init, at its end": (guidance.zero_init(CFG, T), (NULL,), lambda: cfg(V, NULL, g(T))),
+    "zero_init, before": (guidance.zero_init(CFG, until=T + 1e-6), (NULL,), lambda: 0 * V),
+    "zero_init, at its end": (guidance.zero_init(CFG, until=T), (NULL,), lambda: cfg(V, NULL, g(T))),
     "zero_star": (guidance.zero_star(CFG), (NULL,), lambda: star(NULL)),
     "zero_star of little": (guidance.zero_star(CFG), (TINY,), lambda: star(TINY)),
     "tangential": (guidance.tangential(CFG), (NULL,), tangential),
     "perpendicular": (guidance.perpendicular(G, N), (NULL, AWAY, OTHER), perpendicular),
-    "magnitude_aware": (guidance.magnitude_aware(G, 0.7), (NULL,), lambda: mambo(0.7)),
+    "magnitude_aware": (guidance.magnitude_aware(G, alpha=0.7), (NULL,), lambda: mambo(0.7)),
 }
 for PATH in ("linear", "trig", "vp"):
     own = paths.PATHS[PATH]()
-    # What is large depends on the path, by the size of its data predictions.
+    # The bounds depend on the path, through the size of its data predictions.
     size = float(np.median(lengths(data(PATH, T, X, V) - data(PATH, T, X, NULL))))
     bound = float(np.median(np.abs(data(PATH, T, X, cfg(V, NULL, g(T)))).max(1)) * 0.7)
     RULES |= {
         f"threshold, {PATH}": (
-            guidance.threshold(CFG, own, 80.0, bound),
+            guidance.threshold(CFG, own, percentile=80.0, largest=bound),
             (NULL,),
             lambda p=PATH, bound=bound: thresholded(p, 80.0, bound),
         ),
-        f"projected, {PATH}": (guidance.projected(G, own, 0.3), (NULL,), lambda p=PATH: apg(p, 0.3, np.inf)),
+        f"projected, {PATH}": (guidance.projected(G, own, parallel=0.3), (NULL,), lambda p=PATH: apg(p, 0.3, np.inf)),
         f"projected and shortened, {PATH}": (
-            guidance.projected(G, own, -0.4, size),
+            guidance.projected(G, own, parallel=-0.4, largest=size),
             (NULL,),
             lambda p=PATH, size=size: apg(p, -0.4, size),
         ),
         f"beta_normalised, {PATH}": (
-            guidance.beta_normalised(G, own, 0.6),
+            guidance.beta_normalised(G, own, exponent=0.6),
             (NULL,),
             lambda p=PATH: beta_normalised(p, 0.6),
         ),
         f"contrastive, {PATH}": (
-            guidance.contrastive(G, N, own, 0.1),
+            guidance.contrastive(G, N, own, tau=0.1),
             (NULL, AWAY, OTHER),
             lambda p=PATH: contrastive(p, 0.1),
         ),
@@ -179,7 +179,7 @@ def test_rule_is_its_formula(name):
 
 
 def test_nothing_to_guide_is_finite():
-    """v = u_ref has no direction, and v = u_ref = 0 no size; nor have their gradients."""
+    """v = u_ref has no direction, and v = u_ref = 0 no norm; the results and their gradients are finite."""
     for name in sorted(RULES):
         rule, refs, _ = RULES[name]
         if name.startswith(("threshold", "zero_init")):
@@ -196,12 +196,12 @@ def test_nothing_to_guide_is_finite():
 
 
 def test_data_predictions_have_no_part_in_the_velocity_at_the_end():
-    """σ = 0 at t = 1: APG's difference of data predictions is no velocity there, so that v stays."""
+    """At t = 1, where σ = 0, APG's difference of data predictions has no velocity, so the result is v."""
     got = guidance.projected(G, paths.linear())(jnp.float64(1.0), *arrays(X, V), arrays(NULL))
     np.testing.assert_array_equal(got, V)
 
 
-# Methods, as a command line asks for them
+# Methods, as selected on the command line
 
 CONDITIONS = {name: given(np.full(B, i)) for i, name in enumerate(("away", "other", "own"))}
 STEPS = np.array([0.0, 0.1, T, 0.55, 1.0])
@@ -220,7 +220,7 @@ def plus_plus():
 ONE = {"negatives": (CONDITIONS["away"],), "gamma_negative": N}
 TWO = {"negatives": (CONDITIONS["away"], CONDITIONS["other"]), "gamma_negative": N}
 SPREAD = float(np.median(lengths(data("trig", T, X, V) - data("trig", T, X, NULL))))
-# name: (what is inputs, settings, what the first step must give)
+# name: (inputs, settings, expected first step)
 METHODS = {
     "cfg": ({}, {}, lambda: cfg(V, NULL, g(T))),
     "cfg, rescaled": ({}, {"rescale": 0.3}, lambda: rescaled(0.3)),
@@ -293,7 +293,7 @@ def test_fdg_guides_the_fine_levels_fine_times_as_much():
 
 
 def test_defaults_are_those_of_the_papers_and_the_same_everywhere():
-    """The method of a command line and the function behind it have one set of defaults."""
+    """A method and the rule behind it have the same defaults."""
     papers = {
         "apg": {"parallel": 0.0, "largest": np.inf, "momentum": 0.0},
         "beta_cfg": {"a": 2.0, "b": 2.0, "exponent": 1.0},

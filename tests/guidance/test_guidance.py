@@ -1,4 +1,4 @@
-"""Guidance: neutral settings, closed forms on Gaussians, and evaluations that are not made."""
+"""Guidance: neutral settings, closed forms on Gaussians, and skipped evaluations."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flowguide.condition import Condition, bind, given, null
 
 B, D = 6, 2
 P = paths.linear()
-# Class 0 is asked for, class 1 avoided; null means all three components.
+# Class 0 is the condition, class 1 the negative; null means all three components.
 LAW = analytic.mixture([0.5, 0.3, 0.2], [[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]], [0.3, 0.5, 0.4])
 U = analytic.velocity(LAW, P)
 C, NEGATIVE = given(jnp.zeros(B, int)), given(jnp.ones(B, int))
@@ -74,14 +74,14 @@ def test_rescale_restores_the_spread_of_each_sample():
     np.testing.assert_allclose(v.std(-1), UC.std(-1), rtol=1e-5)
     plain = guided(4.0)(T, X)
     np.testing.assert_allclose(guided(4.0, phi=0.3)(T, X), 0.3 * v + 0.7 * plain, rtol=1e-5)
-    # Parallel to the unrescaled one: only its size changes.
+    # Parallel to the unscaled result: only the norm changes.
     np.testing.assert_allclose(
         v * jnp.linalg.norm(plain, axis=-1, keepdims=True),
         plain * jnp.linalg.norm(v, axis=-1, keepdims=True),
         rtol=1e-4,
         atol=1e-5,
     )
-    zero = guidance.rescale(guidance.cfg(guidance.constant(2.0)), 1.0)(T, X, 0 * X, (0 * X,))
+    zero = guidance.rescale(guidance.cfg(guidance.constant(2.0)), phi=1.0)(T, X, 0 * X, (0 * X,))
     np.testing.assert_array_equal(zero, 0 * X)
 
 
@@ -105,7 +105,7 @@ def test_cfg_samples_the_variance_2_to_the_1_minus_gamma(gamma, path):
 
 
 def test_negative_condition_of_equal_covariance_moves_the_mean_alone():
-    """Equal covariances: the guided flow ends in N(m_d + γ(m_c − m_d), v) exactly."""
+    """With equal covariances the guided flow ends exactly in N(m_d + γ(m_c − m_d), v)."""
     with jax.enable_x64(True):
         m = analytic.mixture([0.5, 0.5], [[1.0], [-0.5]], 0.4)
         u = analytic.velocity(m, P)
@@ -129,7 +129,7 @@ AWAY = (
     ({"negative": [NEGATIVE]}, 1),
     ({"negative": [NEGATIVE], "gamma_negative": 0.5}, 2),
 )
-# Every solver in one way, and one solver in every way.
+# Every solver with one set of options, and one solver with all of them.
 WAYS = [(solver, *AWAY[2], "together") for solver in sorted(solvers.SOLVERS)]
 WAYS += [("heun", *away, passes) for away in AWAY for passes in PASSES if (away, passes) != (AWAY[2], "together")]
 
@@ -188,7 +188,7 @@ def test_another_network_as_reference():
 
 
 def test_fields_can_be_guided_partly():
-    """A condition in which only some samples say anything is guided for those alone."""
+    """If only some samples have a condition, only those are guided."""
     c = Condition(C.value, jnp.arange(B) < 3)
     v = guidance.guide(U, c, guidance.classifier_free(U, c, 4.0))(T, X)
     np.testing.assert_allclose(v[3:], UN[3:], rtol=1e-5, atol=1e-5)
@@ -207,7 +207,7 @@ def test_grad_flows_through_gamma_and_x():
     ("options", "message"),
     [
         ({"negative": [NEGATIVE, C]}, "only one negative"),
-        ({"gamma_negative": 1.0}, "there is none"),
+        ({"gamma_negative": 1.0}, "but no negative condition"),
     ],
 )
 def test_contradictions_are_refused(options, message):
@@ -221,7 +221,7 @@ def test_unknown_passes_are_refused():
 
 
 def test_labels_that_are_not_wrapped_are_refused():
-    """Their zeros would be taken for ∅, and are class 0."""
+    """Their zeros would be taken for ∅, but are class 0."""
     labels = jnp.array([1, 2])
     with pytest.raises(TypeError, match=r"expected a Condition, got an array of shape \(2,\): wrap it as .*given\(c\)"):
         guidance.classifier_free(lambda t, x, c: x, labels, 2.0)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Where guidance acts, and what it costs: every method of the command line, evaluations counted as they are made."""
+"""The guidance interval and the cost of guidance: every method, with its evaluations counted as they are made."""
 
 from functools import partial
 
@@ -80,7 +80,7 @@ TABLE = {
     "mambo_g": (settings(alpha=1.0), {}, (2, 1, 2)),
     "beta_cfg": ({}, {}, (1, 2, 2)),
     "cfg_pp": ({"solver": "ddim"}, {}, (1, 2, 2)),
-    "feedback": ({}, {}, (1, 2, 2)),  # γ multiplies what it finds: 0 is conditional sampling
+    "feedback": ({}, {}, (1, 2, 2)),  # γ multiplies its extra guidance: 0 is conditional sampling
     "feedback, pi of 1": (settings(pi=1.0), {}, (1, 1, 1)),
     "perp_neg": ({}, {"negatives": (D, E)}, (4, 4, 4)),
     "perp_neg of no weight": ({}, {"negatives": (D, E), "n": 0.0}, (3, 1, 4)),
@@ -119,7 +119,7 @@ def test_evaluations_made_are_those_needed_and_those_reported(name):
 
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
-    """Exactly, whatever the method and its memory; for a batch of times, for those of its members."""
+    """Exactly, for every method and memory; in a batch of times, for those outside."""
     method, inputs, (*_, cost) = of(name)
     times_of_each = jnp.array([0.1, 0.5, 0.9])
     with jax.disable_jit():
@@ -142,7 +142,7 @@ def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
 
 @pytest.mark.parametrize("steps", [10, 20, 25])
 def test_both_ends_are_inside(steps):
-    """At the nodes of a grid too, whose floats are those that one writes."""
+    """Also at grid nodes, whose floats equal the written decimals."""
     ts, whole = times.grid(steps), guided(sampling.SamplerConfig(solver="euler"), 3.0, [])[0]
     for first in range(steps // 2):
         last = steps - 1 - first
@@ -155,23 +155,23 @@ def test_both_ends_are_inside(steps):
 
 @pytest.mark.parametrize("name", ["dng", "feedback", "apg, momentum"])
 def test_a_memory_pauses_outside_and_starts_at_the_edge(name):
-    """Inside, steps are those of a solve that starts at the interval's first node with a memory that is new."""
+    """Inside, the steps equal those of a solve that starts at the first node of the interval with a new memory."""
     method, inputs, _ = of(name)
     with jax.disable_jit():
         u, _ = guided(method, 3.0, [], **inputs)
         whole, _ = guided(method._replace(interval=None), 3.0, [], **inputs)
         states = solvers.solve(solvers.heun(), u, X, TS, trajectory=True)
-        # The second stage of the step to 0.4 is inside already, with nothing remembered.
+        # The second stage of the step to 0.4 is already inside, with an empty memory.
         inside = solvers.solve(solvers.euler(), whole, states[4], TS[4:7], trajectory=True)
         own = solvers.solve(solvers.euler(), u, states[4], TS[4:7], trajectory=True)
     np.testing.assert_allclose(own, inside, rtol=1e-5, atol=1e-6)
 
 
 def test_posterior_estimates_leave_out_the_step_across_a_pause():
-    """A step that starts where nothing was seen adds nothing; without the pause it would."""
+    """A step whose start was not recorded adds nothing to the estimate; without the pause it would."""
     for rule, refs in (
-        (guidance.feedback(P, 0.9, drift=-0.03, gamma=guidance.constant(2.0)), (null(C),)),
-        (guidance.dynamic_negative(guidance.constant(2.0), P, 2.0, 0.3), (null(C), D)),
+        (guidance.feedback(guidance.constant(2.0), P, pi=0.9, drift=-0.03), (null(C),)),
+        (guidance.dynamic_negative(guidance.constant(2.0), 2.0, P, prior=0.3), (null(C), D)),
     ):
         found = [bind(field, c)(jnp.float32(0.5), X) for c in (C, *refs)]
 
@@ -184,7 +184,7 @@ def test_posterior_estimates_leave_out_the_step_across_a_pause():
         across, _ = at(seen, 0.8, 2 * X)
         np.testing.assert_array_equal(paused, fresh)
         assert np.abs(across - fresh).max() > 0.01
-        # What was estimated before is kept.
+        # The previous estimate is kept.
         _, estimate = at(seen, 0.5, 1.2 * X)
         np.testing.assert_array_equal(rule.pause(estimate)[1], estimate[1])
         assert np.abs(estimate[1] - seen[1]).max() > 0.01
@@ -192,7 +192,7 @@ def test_posterior_estimates_leave_out_the_step_across_a_pause():
 
 @pytest.mark.parametrize("name", ["feedback", "apg, momentum"])
 def test_a_scale_that_is_neutral_at_some_step_does_not_pause_the_memory(name):
-    """--schedule=linear is 1 at t = 0: that step is remembered all the same."""
+    """--schedule=linear is 1 at t = 0, and the memory still records that step."""
     method, inputs, _ = of(name, interval=None)
     with jax.disable_jit():
         u, rules = guided(method._replace(schedule="linear"), 3.0, [], **inputs)
@@ -209,7 +209,7 @@ def test_a_scale_that_is_neutral_at_some_step_does_not_pause_the_memory(name):
 @pytest.mark.parametrize("solver", ["heun", "ab3"])
 @pytest.mark.parametrize("name", ["dng", "beta_cfg"])
 def test_compiled_solves_make_the_evaluations_they_report(name, solver):
-    """γ is traced: one program for all of its values."""
+    """γ is traced: one program for all its values."""
     method, inputs, _ = of(name)
     calls, s = [], solvers.SOLVERS[solver](P)
 

@@ -1,4 +1,4 @@
-"""Scales for each frequency, against matrices."""
+"""Frequency scales against matrices."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ def triangles(there, here):
 
 @pytest.mark.parametrize("sides", [(8, 6), (7, 5)])
 def test_frequencies_by_matrices(sides):
-    """Level by level: from what is left, its copy made 2, then 4 times smaller and large again is taken away."""
+    """Level by level, the remainder minus its copy that was made 2, then 4 times smaller and enlarged again."""
     scales = 5.0, -2.0, 1.6
     v, ref = np.random.default_rng(2).normal(size=(2, 3, *sides, 2))
     rule = guidance.frequencies([scheduled(lambda t, s=s: s * (t + 0.7)) for s in scales])
@@ -37,7 +37,7 @@ def test_frequencies_by_matrices(sides):
 
 
 def test_levels_hold_what_they_are_named_for():
-    """A checkerboard is all in the finest level but its edges, a ramp of the whole image in the coarsest."""
+    """A checkerboard is in the finest level except for its edges, a ramp across the image in the coarsest."""
     i, j = np.indices((16, 16))
     board, ramp = (np.asarray(a, float)[None, :, :, None] for a in ((-1.0) ** (i + j), (i - 7.5) / 8))
     shares = [

@@ -1,4 +1,4 @@
-"""Every rule in one table (neutral setting, independence, dtypes, transformations), and each against its own oracle."""
+"""All rules in one table (neutral setting, independence, dtypes, transforms), each also against its own reference."""
 
 from itertools import pairwise
 
@@ -61,7 +61,7 @@ TABLE = {
     "projected": one(lambda g: guidance.projected(g, P, largest=2.0)),
     "projected, momentum": one(lambda g: guidance.projected(g, P, momentum=-0.5)),
     "frequencies": one(lambda g: guidance.frequencies([g, lambda t: 2 * g(t) - 1, g])),
-    "magnitude_aware": one(lambda g: guidance.magnitude_aware(g, 1.0)),
+    "magnitude_aware": one(lambda g: guidance.magnitude_aware(g, alpha=1.0)),
     "cfg_negative": two(lambda g: guidance.cfg_negative(g, less_one(g))),
     "composed": two(lambda g: guidance.composed([g, less_one(g)])),
     "perpendicular": two(lambda g: guidance.perpendicular(g, less_one(g))),
@@ -70,15 +70,17 @@ TABLE = {
     ),
     "dynamic_negative": lambda g: guidance.always(
         [guidance.Reference(velocity, null(C)), guidance.Reference(velocity, D)],
-        guidance.dynamic_negative(g, P, jnp.max(g(T)) - 1, tau=0.001),
+        guidance.dynamic_negative(g, jnp.max(g(T)) - 1, P, tau=0.001),
     ),
-    "feedback": one(lambda g: guidance.feedback(P, 0.9, tau=0.001, gamma=less_one(g))),
+    "feedback": one(lambda g: guidance.feedback(less_one(g), P, pi=0.9, tau=0.001)),
     "composition of rules": one(
-        lambda g: guidance.rescale(guidance.zero_star(guidance.tangential(guidance.projected(g, P, momentum=0.3))), 0.5)
+        lambda g: guidance.rescale(
+            guidance.zero_star(guidance.tangential(guidance.projected(g, P, momentum=0.3))), phi=0.5
+        )
     ),
 }
 NAMES = sorted(TABLE)
-EAGER = jax.disable_jit  # few tiny steps: op by op they are done before XLA has compiled a loop
+EAGER = jax.disable_jit  # for a few tiny steps, running op by op is faster than compiling a loop
 
 
 def sample(name, gamma, x=X, c=C, passes="together", steps=4):
@@ -97,7 +99,7 @@ def test_gamma_one_is_conditional_sampling(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_know_each_other(name):
-    """γ of each sample's own; each is what it is alone, so that any order of the batch gives the same."""
+    """With a γ per sample, each result equals that of the sample alone, so the order of the batch does not matter."""
     gamma = jnp.linspace(1.5, 4.0, B)
     if name == "dynamic_negative":
         gamma = jnp.full(B, 2.0)
@@ -125,7 +127,7 @@ def test_half_precision(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_jit_vmap_and_grad_in_one_compilation(name):
-    """All three at once, for new scales, noise and conditions, against the plain calls and their differences."""
+    """All three at once, for new scales, noise and conditions, against plain calls and finite differences."""
     traces = []
 
     def total(gamma, x, label):
@@ -151,8 +153,8 @@ def test_jit_vmap_and_grad_in_one_compilation(name):
     [
         lambda g: guidance.projected(g, P, parallel=1.0),
         lambda g: guidance.frequencies([g] * 3),
-        lambda g: guidance.magnitude_aware(g, 0.0),
-        lambda g: guidance.beta_normalised(g, P, 0.0),
+        lambda g: guidance.magnitude_aware(g, alpha=0.0),
+        lambda g: guidance.beta_normalised(g, P, exponent=0.0),
     ],
     ids=["projected", "frequencies", "magnitude_aware", "beta_normalised"],
 )
@@ -166,7 +168,7 @@ def test_settings_that_are_cfg_with_a_negative():
     g, n = guidance.constant(2.5), guidance.constant(0.7)
     expected = guidance.cfg_negative(g, n)(T, X, V, (NULL, AWAY))
     np.testing.assert_allclose(
-        guidance.contrastive(g, n, P, 0.0)(T, X, V, (NULL, AWAY)), expected, rtol=1e-4, atol=1e-5
+        guidance.contrastive(g, n, P, tau=0.0)(T, X, V, (NULL, AWAY)), expected, rtol=1e-4, atol=1e-5
     )
     composed = guidance.composed([g, guidance.constant(-0.7)])
     np.testing.assert_allclose(composed(T, X, V, (NULL, AWAY)), expected, rtol=1e-4, atol=1e-5)
@@ -188,7 +190,7 @@ def test_in_one_dimension_projections_have_nothing_to_turn():
 
 
 def test_projections_by_linear_algebra():
-    """On the host: least squares for zero_star, the singular vectors for tangential, right angles for the others."""
+    """On the host: least squares for zero_star, singular vectors for tangential, orthogonality for the others."""
     v, ref, away, d = (np.asarray(a, float).reshape(B, -1) for a in (V, NULL, AWAY, paths.velocity_to_x1(P, T, X, V)))
     star = guidance.zero_star(guidance.cfg(guidance.constant(0.0)))(T, X, V, (NULL,))  # s*·u_ref itself
     kept = guidance.tangential(guidance.cfg(guidance.constant(0.0)))(T, X, V, (NULL,))
@@ -210,7 +212,7 @@ def test_projections_by_linear_algebra():
 
 def test_projected_difference_is_no_longer_than_allowed():
     g = guidance.constant(2.0)
-    long, short = (guidance.projected(g, P, 1.0, size)(T, X, V, (NULL,)) - V for size in (100.0, 0.3))
+    long, short = (guidance.projected(g, P, parallel=1.0, largest=size)(T, X, V, (NULL,)) - V for size in (100.0, 0.3))
     difference = jnp.linalg.norm(
         paths.velocity_to_x1(P, T, X, V + short).reshape(B, -1) - paths.velocity_to_x1(P, T, X, V).reshape(B, -1),
         axis=1,
@@ -226,13 +228,13 @@ def test_pyramid_adds_up_and_its_last_level_is_smooth():
     flat = guidance.laplacian(jnp.ones((1, 8, 8, 1)), 3)
     np.testing.assert_allclose(flat[-1], 1.0, rtol=1e-6)
     assert float(levels[0].std()) > 2 * float(levels[-1].std())
-    with pytest.raises(ValueError, match=r"4 levels need images .* of sides of 8 or more; got \(2, 8, 6, 3\)"):
+    with pytest.raises(ValueError, match=r"4 levels need images .* with sides of 8 or more; got \(2, 8, 6, 3\)"):
         guidance.laplacian(x, 4)
 
 
 def test_threshold_and_renormalise_bound_what_they_say():
     rule = guidance.cfg(guidance.constant(6.0))
-    d = paths.velocity_to_x1(P, T, X, guidance.threshold(rule, P, 90.0)(T, X, V, (NULL,)))
+    d = paths.velocity_to_x1(P, T, X, guidance.threshold(rule, P, percentile=90.0)(T, X, V, (NULL,)))
     before = paths.velocity_to_x1(P, T, X, rule(T, X, V, (NULL,)))
     assert float(jnp.abs(before).max()) > 1.5
     assert float(jnp.abs(d).max()) <= 1.0 + 1e-4
@@ -243,7 +245,7 @@ def test_threshold_and_renormalise_bound_what_they_say():
 
 
 def test_zero_init_stands_still_at_first():
-    rule = guidance.zero_init(guidance.cfg(guidance.constant(3.0)), 0.3)
+    rule = guidance.zero_init(guidance.cfg(guidance.constant(3.0)), until=0.3)
     np.testing.assert_array_equal(rule(jnp.float32(0.2), X, V, (NULL,)), 0 * X)
     np.testing.assert_allclose(rule(T, X, V, (NULL,)), 3 * V - 2 * NULL, rtol=1e-5)
 
@@ -251,7 +253,7 @@ def test_zero_init_stands_still_at_first():
 @pytest.mark.parametrize("path", ["linear", "trig"])
 def test_cfg_plus_plus_renoises_with_the_unconditional_noise(path):
     p, ts, strength = paths.PATHS[path](), times.grid(6, times.cosine()), 0.6
-    scale = schedules.plus_plus(p, ts, strength)
+    scale = schedules.plus_plus(strength, p, ts)
     u = guidance.guide(velocity, C, guidance.classifier_free(velocity, C, scale))
     got = solvers.solve(solvers.ddim(p), u, X, ts)
     x = X
@@ -274,7 +276,7 @@ def test_schedules_have_the_mean_that_they_are_given(name):
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "power", "beta"])
 def test_scales_that_change_sample_the_variance_of_the_moments(name):
-    """Flow of x|c ~ N(c, 1), c ~ N(0, 1) at c = 0 under γ(t), against the equations of its moments."""
+    """The flow of x|c ~ N(c, 1), c ~ N(0, 1) at c = 0 under γ(t), against its moment equations."""
     with jax.enable_x64(True):
         scale = guidance.SCHEDULES[name](2.5)
         law = analytic.observation([[1.0]], 1.0)
@@ -311,7 +313,7 @@ def test_an_interval_samples_the_variance_of_its_closed_form(path):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_equal_covariances_ode_and_sde_sample_the_same(eta):
-    """A negative condition in the place of ∅: N(m_d + γ(m_c − m_d), v), whatever the noise of the sampler."""
+    """A negative condition instead of ∅ gives N(m_d + γ(m_c − m_d), v) for any noise of the sampler."""
     law = analytic.mixture([0.5, 0.5], [[1.0], [-0.5]], 0.4)
     u, c, d = analytic.velocity(law, P), given(jnp.zeros(20_000, int)), given(jnp.ones(20_000, int))
     guided = guidance.guide(u, c, guidance.classifier_free(u, c, 3.0, negative=[d]))
@@ -330,12 +332,12 @@ LABEL = given(jnp.array([0, 1, 2, 0, 1, 2]))
 
 
 def test_exact_classifier_is_cfg():
-    """κ∇log p_t(c|x) = u_c − u_∅ (Bayes), so that the weight is γ; with a start, nothing before it."""
+    """κ∇log p_t(c|x) = u_c − u_∅ (Bayes), so the weight equals γ; no gradient before ``start``."""
 
     def log_probability(t, x):
         return analytic.log_density(LAW, P, t, x, LABEL) - analytic.log_density(LAW, P, t, x, null(LABEL))
 
-    guided = guidance.with_gradient(bind(U, null(LABEL)), P, log_probability, 2.5)
+    guided = guidance.with_gradient(bind(U, null(LABEL)), log_probability, 2.5, P)
     for t in (0.1, 0.6, 0.95):
         t = jnp.float32(t)
         cfg = guidance.guide(U, LABEL, guidance.classifier_free(U, LABEL, 2.5))(t, POINTS)
@@ -346,7 +348,7 @@ def test_exact_classifier_is_cfg():
 
 def test_rectified_tends_to_cfg_as_the_look_ahead_shrinks():
     cfg = guidance.guide(U, LABEL, guidance.classifier_free(U, LABEL, 3.0))(T, POINTS)
-    far, near, none = (guidance.rectified(U, LABEL, 2.0, h)(T, POINTS) for h in (0.02, 0.01, 0.0))
+    far, near, none = (guidance.rectified(U, LABEL, 2.0, half_step=h)(T, POINTS) for h in (0.02, 0.01, 0.0))
     np.testing.assert_allclose(none, cfg, rtol=1e-4, atol=1e-5)
     ratio = float(jnp.abs(far - cfg).max() / jnp.abs(near - cfg).max())
     assert 1.8 < ratio < 2.2  # first order in h
@@ -373,7 +375,7 @@ def test_annealed_conditions_emerge():
 
 
 def test_log_ratios_add_up_to_the_posterior():
-    """Along the memoryless process of p(x) itself they estimate log p(c|x1)/p(c), ever better with more steps."""
+    """Along the memoryless process of p(x) they estimate log p(c|x1)/p(c), more accurately with more steps."""
     x0, label = jax.random.normal(jax.random.key(3), (256, 2)), given(jnp.zeros(256, int))
     keys = jax.random.split(jax.random.key(4), 256)
     errors = []
@@ -397,7 +399,7 @@ def test_log_ratios_add_up_to_the_posterior():
 def test_dynamic_negative_is_the_velocity_without_d_where_its_estimate_is_right():
     rest = analytic.velocity(analytic.mixture(LAW.weights[1:], LAW.means[1:], LAW.covariances[1:]), P)
     d = given(jnp.zeros(6, int))
-    rule = guidance.dynamic_negative(guidance.constant(0.0), P, 1.0, tau=0.0, largest=0.99)
+    rule = guidance.dynamic_negative(guidance.constant(0.0), 1.0, P, tau=0.0, largest=0.99)
     refs = bind(U, null(d))(T, POINTS), bind(U, d)(T, POINTS)
     log_p = jnp.log(0.5) + analytic.log_density(LAW, P, T, POINTS, d) - analytic.log_density(LAW, P, T, POINTS, null(d))
     memory = (rule.init(POINTS)[0], log_p)
@@ -406,7 +408,7 @@ def test_dynamic_negative_is_the_velocity_without_d_where_its_estimate_is_right(
 
 
 def test_feedback_guides_more_where_the_sample_does_not_fit():
-    rule, away = guidance.feedback(P, 0.9), given(jnp.zeros(6, int))
+    rule, away = guidance.feedback(guidance.constant(1.0), P, pi=0.9), given(jnp.zeros(6, int))
     x0 = POINTS
     v, n = bind(U, away)(T, x0), bind(U, null(away))(T, x0)
     first, memory = rule.apply(rule.init(x0), T, x0, v, (n,))
@@ -451,7 +453,7 @@ def momentum(gamma=2.0):
 
 @pytest.mark.parametrize("name", ["euler", "heun", "ab3", "unipc2"])
 def test_memory_advances_once_a_step_at_its_start(name):
-    """Against a plain solve, step by step, with the memory held in hand."""
+    """Against a plain step-by-step solve with explicit memory."""
     u, ts = momentum(), times.grid(4)
     solver = solvers.SOLVERS[name](P)
     got = solvers.solve(solver, u, X, ts)
@@ -512,7 +514,7 @@ def test_what_remembers_is_no_vector_field():
     ):
         with pytest.raises(TypeError, match="use a rule without memory"):
             call()
-    with pytest.raises(ValueError, match="reuse counts steps"):
+    with pytest.raises(ValueError, match="reuse is a number of steps"):
         guidance.guide(velocity, C, guidance.classifier_free(velocity, C, 3.0), reuse=0)
     with pytest.raises(TypeError, match="must be a function"):
         solvers.solve(solvers.euler(), 3.0, x, times.grid(2))

@@ -1,4 +1,4 @@
-"""Scales over time against their formulas."""
+"""Guidance schedules against their formulas."""
 
 import math
 from itertools import pairwise
@@ -19,12 +19,12 @@ SHAPES = {
     "constant": (guidance.constant(jnp.asarray(GAMMAS)), lambda t: GAMMAS),
     "linear": (schedules.linear(jnp.asarray(GAMMAS)), lambda t: 1 + (GAMMAS - 1) * 2 * t),
     "cosine": (schedules.cosine(jnp.asarray(GAMMAS)), lambda t: 1 + (GAMMAS - 1) * (1 - np.cos(np.pi * t))),
-    "power": (schedules.power(jnp.asarray(GAMMAS), 2.7), lambda t: 1 + (GAMMAS - 1) * 3.7 * t**2.7),
+    "power": (schedules.power(jnp.asarray(GAMMAS), exponent=2.7), lambda t: 1 + (GAMMAS - 1) * 3.7 * t**2.7),
     "beta": (
-        schedules.beta(jnp.asarray(GAMMAS), 2.6, 1.8),
+        schedules.beta(jnp.asarray(GAMMAS), a=2.6, b=1.8),
         lambda t: GAMMAS * t**1.6 * (1 - t) ** 0.8 * math.gamma(4.4) / math.gamma(2.6) / math.gamma(1.8),
     ),
-    "within": (schedules.within(N, 0.15, 0.5, 0.7), lambda t: n(t) if t in (0.15, 0.5) else 0.7 + 0 * GAMMAS),
+    "within": (schedules.within(N, 0.15, 0.5, outside=0.7), lambda t: n(t) if t in (0.15, 0.5) else 0.7 + 0 * GAMMAS),
     "interval": (
         schedules.interval(jnp.asarray(GAMMAS), 0.5, 0.8),
         lambda t: GAMMAS if t in (0.5, 0.8) else 1 + 0 * GAMMAS,
@@ -46,9 +46,9 @@ def test_defaults_of_schedules():
 
 @pytest.mark.parametrize("path", ["linear", "trig", "vp"])
 def test_cfg_plus_plus_is_one_step_that_renoises_with_the_null_noise(path):
-    """D and e of the velocity at this scale, put together again, are D_∅ + λ(D_c − D_∅) and e_∅."""
+    """With this scale, recombining D and e of the velocity gives D_∅ + λ(D_c − D_∅) and e_∅."""
     ts, strength = np.array([0.0, 0.1, 0.35, 0.6, 0.9, 1.0]), np.array([0.2, 0.5, 0.6, 0.9, 1.0])
-    schedule = schedules.plus_plus(paths.PATHS[path](), jnp.asarray(ts), jnp.asarray(strength))
+    schedule = schedules.plus_plus(jnp.asarray(strength), paths.PATHS[path](), jnp.asarray(ts))
     for t, t_next in pairwise(ts):
         a, b, *_ = coefficients(path, min(t_next, paths.VP_LAST) if path == "vp" else t_next)
         u = cfg(V, NULL, schedule(jnp.float64(t)))
@@ -56,6 +56,6 @@ def test_cfg_plus_plus_is_one_step_that_renoises_with_the_null_noise(path):
         d, d_null = data(path, t, X, V), data(path, t, X, NULL)
         expected = a * (d_null + column(strength) * (d - d_null)) + b * noise(path, t, X, NULL)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-        # All of a step has one scale.
+        # The scale is constant within a step.
         np.testing.assert_array_equal(schedule(jnp.float64(0.5 * (t + t_next))), schedule(jnp.float64(t)))
     np.testing.assert_array_equal(schedule(jnp.float64(1.0)), schedule(jnp.float64(0.95)))

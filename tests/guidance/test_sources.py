@@ -1,4 +1,4 @@
-"""Looks ahead, gradients and annealed conditions against NumPy; the order of references, and the gap."""
+"""Look-ahead, gradients and annealed conditions against NumPy; the order of references, and the gap."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flowguide.condition import given, null
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-KINDS = np.array([0.4, -0.9, 1.3])  # of two labels and null
+KINDS = np.array([0.4, -0.9, 1.3])  # for two labels and null
 
 
 def network(t, x, c):
@@ -31,13 +31,13 @@ LABEL, FULL = given(LABELS), np.full(B, 2)
 
 @pytest.mark.parametrize("t", [0.2, 0.95, np.array([0.0, 0.3, 0.8, 0.95, 1.0])], ids=["early", "late", "each"])
 def test_rectified_looks_half_a_step_ahead(t):
-    """At t = 0.95 only 0.05 is left to look ahead, not h = 0.1: both the time and the point know."""
+    """At t = 0.95 only 0.05 is left to look ahead, not h = 0.1: both the time and the point are clipped."""
     each = np.broadcast_to(t, B).astype(float)
     ahead = np.minimum(each + 0.1, 1.0)
     u = by_hand(each, X, LABELS)
     there = X + column(ahead - each) * u
     expected = u + column(n(each)) * (by_hand(ahead, there, LABELS) - by_hand(ahead, there, FULL))
-    got = guidance.rectified(network, LABEL, N, 0.1)(jnp.asarray(t), jnp.asarray(X))
+    got = guidance.rectified(network, LABEL, N, half_step=0.1)(jnp.asarray(t), jnp.asarray(X))
     np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9)
 
 
@@ -46,7 +46,7 @@ def test_rectified_looks_half_a_step_ahead(t):
     "t", [0.05, 0.0499, 0.6, np.array([0.01, 0.05, 0.3, 0.6, 0.9])], ids=["start", "before", "later", "each"]
 )
 def test_classifier_guidance_is_kappa_times_the_gradient(t, path):
-    """κ = σ(σα̇/α − σ̇), and log p = −½·a_t‖x − m‖² has the gradient −a_t(x − m); nothing before ``start``."""
+    """κ = σ(σα̇/α − σ̇), and log p = −½·a_t‖x − m‖² has the gradient −a_t(x − m); no gradient before ``start``."""
     each = np.broadcast_to(t, B).astype(float)
 
     def log_probability(t, x):
@@ -57,10 +57,12 @@ def test_classifier_guidance_is_kappa_times_the_gradient(t, path):
     gradient = -column((1 + each) ** 2) * (X - 0.4)
     expected = by_hand(each, X, FULL) + column(n(each) * kappa) * gradient
     base = condition.bind(network, null(LABEL))
-    got = guidance.with_gradient(base, paths.PATHS[path](), log_probability, N, 0.05)(jnp.asarray(t), jnp.asarray(X))
+    got = guidance.with_gradient(base, log_probability, N, paths.PATHS[path](), start=0.05)(
+        jnp.asarray(t), jnp.asarray(X)
+    )
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-8)
     weight = 2.5
-    plain = guidance.with_gradient(base, paths.PATHS[path](), log_probability, weight, 0.05)
+    plain = guidance.with_gradient(base, log_probability, weight, paths.PATHS[path](), start=0.05)
     expected = by_hand(each, X, FULL) + weight * column(kappa) * gradient
     np.testing.assert_allclose(plain(jnp.asarray(t), jnp.asarray(X)), expected, rtol=1e-6, atol=1e-8)
 
@@ -75,7 +77,7 @@ def annealed(value, t, **settings):
 
 
 def test_cads_noise_has_its_amplitude_and_the_condition_its_share():
-    """mix = 0: c̃ = √g·c + s√(1 − g)·n, g = (t − late)/(early − late); n is the same whatever c and s are."""
+    """mix = 0: c̃ = √g·c + s√(1 − g)·n, g = (t − late)/(early − late); n does not depend on c and s."""
     t, options = np.array([0.35, 0.55, 0.15]), {"late": 0.2, "early": 0.6, "mix": 0.0}
     share = np.array([0.375, 0.875, 0.0])[:, None]
     noisy, none = annealed(LONG, t, noise=0.5, **options), annealed(0 * LONG, t, noise=0.5, **options)
@@ -83,9 +85,9 @@ def test_cads_noise_has_its_amplitude_and_the_condition_its_share():
     np.testing.assert_allclose(none.std(1), 0.5 * np.sqrt(1 - share[:, 0]), rtol=0.06)
     assert np.abs(none.mean(1)).max() < 0.05
     np.testing.assert_allclose(annealed(0 * LONG, t, noise=1.5, **options), 3 * none, rtol=1e-6)
-    assert np.abs(np.corrcoef(none) - np.eye(3)).max() < 0.08  # samples have noise of their own
+    assert np.abs(np.corrcoef(none) - np.eye(3)).max() < 0.08  # different noise per sample
     other = annealed(0 * LONG, t + 0.01, noise=0.5, **options)
-    assert max(abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(none, other, strict=True)) < 0.08  # so has each time
+    assert max(abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(none, other, strict=True)) < 0.08  # and per time
 
 
 def test_cads_restores_mean_and_spread_as_far_as_mix_says():
@@ -95,7 +97,7 @@ def test_cads_restores_mean_and_spread_as_far_as_mix_says():
         expected = (noisy[i] - noisy[i].mean()) / noisy[i].std() * LONG[i].std() + LONG[i].mean()
         np.testing.assert_allclose(restored[i], expected, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(mixed[i], 0.3 * expected + 0.7 * noisy[i], rtol=1e-6, atol=1e-6)
-    # A single number has no spread: it stays noisy.
+    # A single number has no standard deviation to restore, so it stays noisy.
     np.testing.assert_array_equal(
         annealed(LONG[:, :1], t, mix=1.0, **options), annealed(LONG[:, :1], t, mix=0.0, **options)
     )
@@ -104,7 +106,7 @@ def test_cads_restores_mean_and_spread_as_far_as_mix_says():
 
 @pytest.mark.parametrize("passes", ["together", "apart"])
 def test_references_come_back_in_their_order(passes):
-    """Two networks in turn, one of them called once for both of its conditions."""
+    """Two networks alternate; the one with two conditions is called once for both."""
 
     def other(t, x, c):
         return 2 * network(t, x, c) + 1
@@ -125,7 +127,7 @@ def test_references_come_back_in_their_order(passes):
 
 
 def test_gap_of_velocities_that_vanish():
-    """A cosine with nothing is 0, not NaN; and differences and lengths are over all of a sample."""
+    """The cosine with a zero velocity is 0, not NaN; differences and norms are over the whole sample."""
 
     def vanishing(t, x, c):
         return jnp.where(c.present[:, None], 3.0, 0.0) * jnp.ones_like(x)

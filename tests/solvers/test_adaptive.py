@@ -1,4 +1,4 @@
-"""Adaptive steps: the tolerance is met, samples are independent, jumps are stopped at, failure is told."""
+"""Adaptive steps: they meet the tolerance, treat samples independently, stop at jumps, and report failures."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_evaluations_are_counted():
 
 
 def test_a_sample_does_not_depend_on_its_neighbours():
-    """A stiff neighbour shortens its own steps only."""
+    """A stiff neighbour only shortens its own steps."""
     rates = jnp.array([1.0, 60.0, 5.0])
 
     def velocity(rates):
@@ -60,7 +60,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 
 
 def test_jumps_at_nodes_cost_nothing_extra():
-    """A velocity that jumps at a node of ts is integrated piece by piece, exactly; unannounced it costs rejections."""
+    """A jump of the velocity at a node of ts is integrated exactly, piece by piece; elsewhere it costs rejections."""
     with jax.enable_x64(True):
 
         def jump(t, x):
@@ -75,7 +75,7 @@ def test_jumps_at_nodes_cost_nothing_extra():
 
 
 def test_failures_have_a_status_inside_jit():
-    """NaN is told from too few steps, each sample on its own, and costs no tries."""
+    """NaN and too few steps have different statuses, per sample, and NaN costs no tries."""
     status = solvers.Status
     stiff = solvers.solve_adaptive(lambda t, x: -1e4 * (x - jnp.cos(40 * t)), jnp.ones(2), ENDS, max_steps=20)
     assert int(stiff.status) == status.MAX_STEPS
@@ -108,11 +108,13 @@ def test_vmap_is_each_on_its_own(pair):
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_gradients_in_both_modes(per_sample):
-    """Of x' = rate·x, from end to end and through a node: e^rate, and its derivative the same."""
+    """For x' = rate·x, from end to end and through a node: x grows by e^rate, which is also its derivative."""
 
     def end(rate, reverse_mode=False):
         options = {"rtol": 1e-6, "atol": 1e-6, "per_sample": per_sample, "reverse_mode": reverse_mode}
-        x = jnp.zeros((2, 3)).at[0].set(1.0)  # a sample that stands still has no error to take the root of
+        x = (
+            jnp.zeros((2, 3)).at[0].set(1.0)
+        )  # a sample with velocity 0 has error 0, whose square root has no derivative
         s = solvers.solve_adaptive(lambda t, x: rate * x, x, jnp.array([0.0, 0.4, 1.0]), max_steps=25, **options)
         return s.x[0, 0]
 

@@ -1,4 +1,4 @@
-"""The two bridges to diffrax, against diffrax itself."""
+"""Both directions of the diffrax bridge, compared with diffrax itself."""
 
 import jax.numpy as jnp
 import numpy as np

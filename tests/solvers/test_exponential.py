@@ -1,4 +1,4 @@
-"""Exponential integrators and Adams methods against their papers' formulas in NumPy, on uneven grids."""
+"""Exponential integrators and Adams methods against the formulas of the papers in NumPy, on uneven grids."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import pytest
 
 from flowguide import paths, solvers
 
-INSIDE = np.array([0.1, 0.16, 0.42, 0.47, 0.78, 0.93])  # steps in λ of ratios from 0.3 to 5
+INSIDE = np.array([0.1, 0.16, 0.42, 0.47, 0.78, 0.93])  # ratios of consecutive steps in λ from 0.3 to 5
 START = np.array([[1.2, -0.4], [-2.0, 0.3], [0.1, 0.9]])
 
 
@@ -123,7 +123,7 @@ REFERENCES = {"dpmpp_2m": dpmpp_2m, "unipc2": unipc2}
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
 @pytest.mark.parametrize("name", REFERENCES)
 def test_steps_are_those_of_the_paper(name, path, reverse, steps):
-    """Two steps hold UniPC's first correction, through two points, three its second, through three."""
+    """Two steps include UniPC's first correction, through two points; three steps its second, through three points."""
     ts = INSIDE[::-1][: steps + 1] if reverse else INSIDE[: steps + 1]
     got = solvers.solve(solvers.SOLVERS[name](paths.PATHS[path]()), velocity(path), jnp.asarray(START), jnp.asarray(ts))
     np.testing.assert_allclose(got, REFERENCES[name](path, ts, START), rtol=1e-9)
@@ -131,7 +131,7 @@ def test_steps_are_those_of_the_paper(name, path, reverse, steps):
 
 @pytest.mark.parametrize("path", ["linear", "trig"])
 def test_unipc_at_the_ends(path):
-    """Where α = 0 or σ = 0, D is taken as linear in α/σ for the correction and as constant for the prediction."""
+    """Where α = 0 or σ = 0, the correction takes D as linear in α/σ, and the prediction takes it as constant."""
     ts = np.array([0.0, 0.3, 0.45, 1.0])
     d0 = data(ts[0], START)
     a1, b1, _, _ = coefficients(path, ts[1])

@@ -1,4 +1,4 @@
-"""Every fixed-step solver: order, exactness, direction, dtype, jit, vmap, grad, compilation; one table."""
+"""All fixed-step solvers in one table: order, exactness, direction, dtype, jit, vmap, grad, compilation."""
 
 import functools
 
@@ -27,7 +27,7 @@ ORDER = {
     "dpmpp_2m": 2,
     "unipc2": 3,
 }
-READS_DATA = {"ddim", "dpmpp_2m", "unipc2"}  # exact where E[x1|x_t] stands still, the others where u does
+READS_DATA = {"ddim", "dpmpp_2m", "unipc2"}  # exact for constant E[x1|x_t], the others for constant u
 NAMES = sorted(ORDER)
 
 
@@ -51,7 +51,7 @@ def exact(t, x0):
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_convergence(name, reverse):
-    """On x' = x·cos 2t and an uneven grid inside (0, 1); methods that work in λ = ±∞ at the ends follow below."""
+    """On x' = x·cos 2t and an uneven grid inside (0, 1); methods with λ = ±∞ at the ends are tested there below."""
     with jax.enable_x64(True):
         start, end = (0.9, 0.1) if reverse else (0.1, 0.9)
         x0, errors = jnp.array([1.0, -0.5]), []
@@ -112,7 +112,7 @@ def test_constant_velocity_is_exact_on_any_tree(name):
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
 @pytest.mark.parametrize("name", sorted(READS_DATA))
 def test_constant_data_prediction_is_exact_on_any_path(name, path):
-    """x_t = α·x1 + σ·x0 is the solution, ends included."""
+    """x_t = α·x1 + σ·x0 is the solution, including both ends."""
     with jax.enable_x64(True):
         p, x1 = paths.PATHS[path](), jnp.array([2.0, -1.0])
         x0 = jax.random.normal(jax.random.key(0), (3, 2))
@@ -165,7 +165,7 @@ def test_trajectory_starts_at_x_and_ends_at_the_solution(name):
     np.testing.assert_array_equal(states[-1], solvers.solve(solver, problem, x, times.grid(6)))
 
 
-@pytest.mark.parametrize("name", ["euler", "ab3", "unipc2"])  # no memory, a cond, much memory
+@pytest.mark.parametrize("name", ["euler", "ab3", "unipc2"])  # no memory, a cond, a large memory
 def test_checkpointed_gradient_is_the_gradient(name):
     for n in (1, 7):
 
@@ -179,7 +179,7 @@ def test_checkpointed_gradient_is_the_gradient(name):
 
 
 def test_checkpoint_keeps_less():
-    """Residuals of the reverse pass, by XLA's own account: they grow with N, or hardly."""
+    """Residuals of the reverse pass, as reported by XLA: they grow with N without checkpoints, and hardly with them."""
     weight = jnp.ones((64, 64)) / 64
 
     def memory(n, checkpoint):
@@ -227,8 +227,8 @@ def test_refuses_nodes_out_of_order(ts, how):
     [
         (lambda t, x: x[:1], jnp.ones(2), r"expected \(2,\), got \(1,\)"),
         (lambda t, x: x.astype(int), jnp.ones(2), "floating dtype: expected .* int32"),
-        (lambda t, x: {"a": x}, jnp.ones(2), "must return a tree like x"),
-        (lambda t, x: x, jnp.ones(2, int), "state must be of a floating dtype; got int32"),
+        (lambda t, x: {"a": x}, jnp.ones(2), "must return a tree with the structure of x"),
+        (lambda t, x: x, jnp.ones(2, int), "x must have a floating dtype; got int32"),
     ],
 )
 @pytest.mark.parametrize("how", HOW)
@@ -239,7 +239,7 @@ def test_refuses_velocities_that_do_not_fit(velocity, x, message, how):
 
 @pytest.mark.parametrize("name", sorted(solvers.EMBEDDED_TABLEAUX))
 def test_tableaux_meet_the_order_conditions(name):
-    """Of trees up to order 4, for the weights; one order less for the embedded ones (Hairer et al. 1993, §II.2)."""
+    """Rooted trees up to order 4 for the weights, one order less for the embedded ones (Hairer et al. 1993, §II.2)."""
     table = solvers.EMBEDDED_TABLEAUX[name]
     stages, c = len(table.nodes), np.array(table.nodes)
     a = np.zeros((stages, stages))
@@ -271,7 +271,7 @@ def test_euler_on_the_linear_path_is_the_ddim_step():
 
 @pytest.mark.parametrize("name", sorted(paths.PATHS))
 def test_flow_of_a_gaussian_is_its_affine_map(name):
-    """Along the exact velocity x0 goes to m + (S1^½/S0^½)(x0 − α0·m) for an isotropic Gaussian on any path."""
+    """For an isotropic Gaussian on any path the exact velocity takes x0 to m + (S1^½/S0^½)(x0 − α0·m)."""
     with jax.enable_x64(True):
         p, mean, variance = paths.PATHS[name](), jnp.array([1.0, -2.0]), 0.3
         x0 = jax.random.normal(jax.random.key(1), (16, 2))
@@ -282,7 +282,7 @@ def test_flow_of_a_gaussian_is_its_affine_map(name):
         expected = p.alpha(t1) * mean + jnp.sqrt(s1 / s0) * (x0 - p.alpha(t0) * mean)
         sol = solvers.solve_adaptive(u, x0, times.grid(1), rtol=1e-9, atol=1e-9)
         assert bool(sol.success)
-        # vp stands still for the last 1e-5 of the time, which moves x by about that times |u| = 0.2.
+        # vp is frozen for the last 1e-5 of the time, which changes x by about 1e-5 times |u| = 0.2.
         np.testing.assert_allclose(sol.x, expected, atol=1e-5 if name == "vp" else 1e-7)
 
 
@@ -319,9 +319,9 @@ def test_fitted_grid_refuses_what_is_not_finite():
 @pytest.mark.parametrize(
     ("solver", "message"),
     [
-        (solvers.heun, r"must be a Solver; got heun: call it, as heun\(\), or heun\(path\)"),
+        (solvers.heun, r"must be a Solver; got heun: call it: heun\(\), or heun\(path\)"),
         (solvers.ddim, r"got ddim: call it"),
-        ("heun", r"must be a Solver; got str: make one, as heun\(\)"),
+        ("heun", r"must be a Solver; got str: use heun\(\)"),
     ],
 )
 def test_what_is_no_solver_is_refused_with_its_cure(solver, message):
@@ -338,7 +338,7 @@ def test_a_fixed_step_leaves_out_the_stage_that_only_measures_errors(name, stage
 
 
 def test_a_fitted_grid_is_fitted_to_an_exact_flow():
-    """The default is as good as a reference of many more steps: with two steps a coarse one would mislead."""
+    """The default reference is as good as one with many more steps; with two steps a coarse reference would mislead."""
     u, pilot = lambda t, x: 12 * jnp.sin(9 * t) * x, jax.random.normal(jax.random.key(0), (8, 2))
     exact = solvers.solve(solvers.rk4(), u, pilot, times.grid(400))
     got, expected = (

@@ -1,4 +1,4 @@
-"""Adaptive steps against a solver of its own in NumPy, with the tables of SciPy: every step, on states of size 100."""
+"""Adaptive steps against an independent NumPy solver with SciPy's tableaux: every step, on states of size 100."""
 
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ def slope(xp, t, x, rate):
 
 
 def integrate(f, x, ts, method, order, rtol, atol):
-    """The steps of ``solve_adaptive`` for one state of any shape, with one error and one step for all of it.
+    """Takes the steps of ``solve_adaptive`` for one state of any shape, with one error and one step size for all of it.
 
     Hairer, Nørsett & Wanner 1993, §II.4, with Gustafsson's PI controller, exponents 0.7/k and 0.4/k.
     """
@@ -67,7 +67,7 @@ def integrate(f, x, ts, method, order, rtol, atol):
 @pytest.mark.parametrize("ts", [(0.0, 0.3, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_step_is_that_of_the_reference(name, ts, rtol, atol):
-    """One step for the batch: the norm is a mean over all that there is, and so is that of each sample on its own."""
+    """With one step size for the batch the norm is over the whole state; with ``per_sample``, over each sample."""
     method, order = METHODS[name]
     options = {"rtol": rtol, "atol": atol, "tableau": solvers.EMBEDDED_TABLEAUX[name]}
     with jax.enable_x64(True):
@@ -77,7 +77,7 @@ def test_every_step_is_that_of_the_reference(name, ts, rtol, atol):
             lambda t, x: slope(jnp, t[:, None], x, rate), x, jnp.array(ts), per_sample=True, **options
         )
     expected = integrate(lambda t, x: slope(np, t, x, RATE), START, ts, method, order, rtol, atol)
-    assert expected[2] > 0  # some were rejected
+    assert expected[2] > 0  # some steps were rejected
     np.testing.assert_allclose(together.x, expected[0], rtol=1e-10, atol=1e-9)
     assert (int(together.accepted), int(together.rejected)) == expected[1:3]
     assert together.evaluations.tolist() == expected[3]
@@ -89,7 +89,7 @@ def test_every_step_is_that_of_the_reference(name, ts, rtol, atol):
 
 
 def test_a_tree_has_one_norm():
-    """Leaves of any shape count by their numbers, as if they were one array."""
+    """Leaves of any shape contribute by their number of elements, as if they were one array."""
     with jax.enable_x64(True):
         x, rate, ts = jnp.asarray(START), jnp.asarray(RATE), jnp.array([0.0, 1.0])
         whole = solvers.solve_adaptive(lambda t, x: slope(jnp, t, x, rate), x, ts, atol=1e-3)
@@ -116,7 +116,7 @@ def test_max_steps_counts_accepted_and_rejected_tries():
 
 @pytest.mark.parametrize(("first", "steps"), [(0.9995, 1), (0.9985, 2)])
 def test_no_sliver_is_left_for_one_more_step(first, steps):
-    """The first guess is x/100 here, with slope 1; a last step may be longer by a thousandth."""
+    """The first guess is x/100 here, with slope 1; the last step may be longer by a thousandth."""
     found = solvers.solve_adaptive(lambda t, x: jnp.ones_like(x), jnp.full(3, 100 * first), jnp.array([0.0, 1.0]))
     assert int(found.accepted) == steps
     np.testing.assert_allclose(found.x, 100 * first + 1, rtol=1e-6)

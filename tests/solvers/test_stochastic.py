@@ -46,7 +46,7 @@ def within(x, mean, variance, bias=0.0, sigmas=5):
 @pytest.mark.parametrize("path", ["linear", "trig"])
 @pytest.mark.parametrize("gamma", [1.5, 2.0, 3.0, 5.0, 7.5])
 def test_cfg_samples_the_variances_that_theory_gives(gamma, path):
-    """2^(1−γ) by ODE, (2 − 2^(2−2γ))/(2γ−1) by SDE, with steps so fine that their bias is below 1 and 2 %."""
+    """2^(1−γ) by ODE and (2 − 2^(2−2γ))/(2γ−1) by SDE, with a discretisation bias below 1 and 2 %."""
     ode = program("heun", path, 20_000, 100, "uniform")(gamma)
     within(ode, 0.0, 2 ** (1 - gamma), bias=0.01)
     sde = program("renoise_2m", path, 20_000, 200, "cosine")(gamma)
@@ -62,7 +62,7 @@ def test_every_eta_has_its_moments(name, eta):
 
 @pytest.mark.parametrize(("name", "order"), [("euler_maruyama", 1), ("renoise", 1), ("renoise_2m", 2)])
 def test_weak_order(name, order):
-    """Of the variance, without sampling: in the lab a step is linear in x, in its memory and in its noise.
+    """The order of the variance, without sampling: in the lab a step is linear in x, in its memory and in its noise.
 
     The coefficients are read off single steps, and the covariance of (x, memory) follows from them exactly.
     """
@@ -101,7 +101,7 @@ def test_weak_order(name, order):
 
 @pytest.mark.parametrize("name", sorted(stochastic.DIFFUSIONS))
 def test_every_diffusion_keeps_the_law(name):
-    """At γ = 1 all of them sample p(x|c) = N(c, 1)."""
+    """At γ = 1 all diffusions sample p(x|c) = N(c, 1)."""
     p, n = paths.linear(), 10_000
     u = bind(analytic.velocity(LAB, p), given(jnp.full((n, 1), 1.5)))
     method = solvers.euler_maruyama(p, keys(n), stochastic.DIFFUSIONS[name]())
@@ -133,7 +133,7 @@ def test_last_step_is_deterministic_and_nothing_is_singular(name, path):
     t = times.grid(6)[-2]
     x1, x0 = (f(p, t, states[-2], u(t, states[-2])) for f in (paths.velocity_to_x1, paths.velocity_to_x0))
     end = p.alpha(jnp.float32(1)) * x1 + p.sigma(jnp.float32(1)) * x0
-    if name != "renoise_2m" or path != "vp":  # where σ(1) is not 0, the last change of x̂1 counts too
+    if name != "renoise_2m" or path != "vp":  # if σ(1) is not 0, the last change of x̂1 matters too
         np.testing.assert_allclose(states[-1], end, rtol=1e-5, atol=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_a_step_is_the_exact_linear_process_where_data_stand_still(path, eta, to
             """d(mean, variance)/dt after so many half steps."""
             a, s, da, ds = coefficients[half]
             kappa = s * (da * s - a * ds) / a
-            pull = total * (ds - eta * kappa / s) / s  # of x, through e = (x − αd)/σ
+            pull = total * (ds - eta * kappa / s) / s  # coefficient of x, through e = (x − αd)/σ
             return np.array([pull * y[0] + (total * da - pull * a) * d, 2 * pull * y[1] + 2 * eta * kappa])
 
         y, h = np.array([x0, 0.0]), (t1 - t0) / n
@@ -213,7 +213,7 @@ def test_a_step_is_the_exact_linear_process_where_data_stand_still(path, eta, to
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
 @pytest.mark.parametrize("eta", [2.0, 4.0])
 def test_euler_maruyama_does_not_blow_up_in_its_first_steps(path, eta):
-    """Of data N(0, 1) every x_t has variance α² + σ²; without a bound on D the first steps had 17, 22 and 6."""
+    """For data N(0, 1) every x_t has variance α² + σ²; without the bound on D the first steps had 17, 22 and 6."""
     p, n = paths.PATHS[path](), 20_000
     u = bind(analytic.velocity(analytic.mixture([1.0], [[0.0]], [1.0]), p), given(jnp.zeros(n, int)))
     ts, x = times.grid(50), jax.random.normal(jax.random.key(7), (n, 1))
@@ -267,7 +267,7 @@ def test_a_step_of_euler_maruyama_is_its_formula(total, eta, bounded):
 
 @pytest.mark.parametrize("name", sorted(stochastic.DIFFUSIONS))
 def test_under_guidance_each_diffusion_has_moments_of_its_own(name):
-    """γ = 3 and scale 1.7, where D decides: against dm/dt and dv/dt of the linear SDE, by NumPy."""
+    """γ = 3 and scale 1.7, where D matters: against dm/dt and dv/dt of the linear SDE in NumPy."""
     p, n, gamma, scale = paths.linear(), 20_000, 3.0, 1.7
     c = given(jnp.full((n, 1), 1.5))
     u = analytic.velocity(LAB, p)
@@ -277,7 +277,7 @@ def test_under_guidance_each_diffusion_has_moments_of_its_own(name):
     mean, variance, steps = 0.0, 1.0, 20_000
     for i in range(steps):
         t, dt = (i + 0.5) / steps, 1 / steps
-        slope = offset = 0.0  # of the mixed velocity
+        slope = offset = 0.0  # coefficients of the mixed velocity
         for w, m, v in ((1 - gamma, 0.0, 2.0), (gamma, 1.5, 1.0)):
             b = (t * v - (1 - t)) / (t * t * v + (1 - t) ** 2)
             slope, offset = slope + w * b, offset + w * (m - b * t * m)
@@ -299,7 +299,7 @@ def test_noise_is_added_on_the_way_to_data_alone(name):
 
 @pytest.mark.parametrize("total", [1.0, 1.5, 3.0])
 def test_the_second_order_term_has_half_the_weight_of_the_data_in_the_step(total):
-    """That weight is what a first-order step moves if the data prediction is 1 more, at the same x and noise."""
+    """That weight is how far a first-order step moves if the data prediction rises by 1, at the same x and noise."""
     p, x, t, t_next = paths.trig(), jnp.full((3, 1), -0.4), jnp.float32(0.3), jnp.float32(0.5)
 
     def velocity(d):
@@ -312,7 +312,7 @@ def test_the_second_order_term_has_half_the_weight_of_the_data_in_the_step(total
     first = solvers.renoise(p, keys(3), 0.7, total)
     low, high = (first.step(velocity(d), jnp.int32(2), x, t, t_next)[0] for d in (1.3, 2.3))
     h = jnp.log(p.alpha(t_next) / p.sigma(t_next)) - jnp.log(p.alpha(t) / p.sigma(t))
-    memory = jnp.int32(2), jnp.full_like(x, 1.3 - 1.0), h / 2  # the prediction grew by 1 in half as long a step
+    memory = jnp.int32(2), jnp.full_like(x, 1.3 - 1.0), h / 2  # the prediction rose by 1 in a step of half the length
     second, kept = solvers.renoise_2m(p, keys(3), 0.7, total).step(velocity(1.3), memory, x, t, t_next)
     np.testing.assert_allclose(second, low + 0.5 * (high - low) * 2, rtol=1e-4)
-    assert int(kept[0]) == 3  # the next step has other noise
+    assert int(kept[0]) == 3  # the next step draws different noise
