@@ -1,8 +1,11 @@
-# make demo: train on faces and sample from the model.  make pod-demo: the same by two processes as one.
-# make test: run the tests.  make test-slow: those that train models or draw many samples, or start
-# processes and kill them.  make mutants: break the formulas of the core one by one, and count which tests notice (about
-# 20 minutes on two cores).
-# All set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
+# make demo: train on faces and sample from the model.
+# make pod-demo: the same as one run of two processes.
+# make test: run the quick tests.
+# make test-slow: run the tests that train models, draw many samples, or start and kill processes.
+# make mutants: break the formulas of the core one by one and count how many the tests catch (about 20 minutes on two
+#   cores).
+# make lint: run ruff and pyright.
+# Targets set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 VENV   := .venv
@@ -22,18 +25,18 @@ demo: $(VENV)/ready
 	@echo "Pictures:"
 	@echo "  $(RUN)/guided/grid.png                 three conditions, guidance scale 1, 2 and 4"
 	@echo "  $(RUN)/hats/grid.png                   blue hats"
-	@echo "  $(RUN)/hats_without_glasses/grid.png   the same noise, pushed away from glasses"
-	@echo "  $(RUN)/previews/                       the model while it was trained"
+	@echo "  $(RUN)/hats_without_glasses/grid.png   the same noise, guided away from glasses"
+	@echo "  $(RUN)/previews/                       the model during training"
 
-# A pod in small: two processes with four virtual devices each, first with the state whole on every device; then, as if
-# preempted and started again, split over all of them.
+# A small pod: two processes with four virtual devices each. The first run replicates the state on all devices; the
+# second resumes it, as after a preemption, with the state split over all devices.
 POD := $(PY) examples/launch.py --processes=2 --devices=4
 pod-demo: $(VENV)/ready
 	$(POD) train.py --config=configs/avatars.py --workdir=runs/pod --config.network.width=256 --config.steps=300 --stop_after=150
 	$(POD) train.py --config=configs/avatars.py --workdir=runs/pod --config.network.width=256 --config.steps=300 \
 	  --config.layout.name=fsdp
 	$(POD) sample.py --workdir=runs/pod --cond="hat=red" --num=36 --solver=ab2
-	@echo "Drawn by two processes from what two processes trained: runs/pod/samples/grid.png"
+	@echo "Trained and sampled by two processes: runs/pod/samples/grid.png"
 
 TESTS := $(PY) -m pytest --numprocesses=auto --maxprocesses=4
 test: $(VENV)/ready

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from flowguide import sampling
-from flowguide.cli import run_script
+from flowguide.cli.command import run_script
 from flowguide.condition import Condition
 from flowguide.metrics import adherence, predict, share, train_judge
 
@@ -25,13 +25,13 @@ STEPS = flags.DEFINE_integer("steps", 25, "steps of the solver")
 
 
 def main() -> None:
-    run, real, held_out = judged.load(WORKDIR.value)
+    model, real, held_out = judged.load(WORKDIR.value)
 
     started = time.perf_counter()
     # A coarse code and strong noise: guided colours are more saturated than any real one, and must still be read.
     judge = train_judge(real.x, real.value, levels=2, noise=30)
     print(f"judge trained on {len(real.x)} real images in {time.perf_counter() - started:.0f} s")
-    names = list(run.info.fields)
+    names = list(model.info.fields)
     print(f"{'':34}" + "".join(f"{name:>12}" for name in names))
 
     def line(label: str, x: np.ndarray, c: Condition) -> dict[str, np.ndarray]:
@@ -46,8 +46,8 @@ def main() -> None:
     line("held-out real images", held_out.x, every(held_out.value, *names))
     num = min(NUM.value, len(held_out.x))
     value = {n: v[:num] for n, v in held_out.value.items()}
-    method = sampling.SamplerConfig(SOLVER.value, STEPS.value)
-    draw = lambda c, **options: sampling.sample(run, c, method=options.pop("method", method), **options).x  # noqa: E731
+    config = sampling.SamplerConfig(SOLVER.value, STEPS.value)
+    draw = lambda c, **options: sampling.sample(model, c, **{"config": config, **options}).x  # noqa: E731
     for gamma in map(float, GAMMA.value):
         line(f"all fields asked, γ = {gamma:g}", draw(every(value, *names), gamma=gamma), every(value, *names))
     print("diversity, the root mean square distance of the samples of one condition from their mean (of 255):")
@@ -55,10 +55,10 @@ def main() -> None:
     for gamma in map(float, GAMMA.value):
         x = draw(every(alike, *names), gamma=gamma).reshape(12, 16, -1).astype(float)
         print(f"{f'  γ = {gamma:g}':34}{np.sqrt(x.var(axis=1).mean()):12.1f}")
-    if run.info.name == "avatars":
+    if model.info.name == "avatars":
         asked = every(value, "hat", "glasses")
         line("hat and glasses asked, γ = 2", draw(asked, gamma=2.0), asked)
-        _negative(run, line, draw, every, num)
+        _negative(model, line, draw, every, num)
 
 
 def _groups(value: dict[str, np.ndarray], conditions: int, each: int) -> dict[str, np.ndarray]:
@@ -66,9 +66,9 @@ def _groups(value: dict[str, np.ndarray], conditions: int, each: int) -> dict[st
     return {name: np.repeat(v[:conditions], each) for name, v in value.items()}
 
 
-def _negative(run, line, draw, every, num: int) -> None:
+def _negative(model, line, draw, every, num: int) -> None:
     """Asks for a red hat, says nothing of glasses, and then pushes away from them."""
-    fields = run.info.fields
+    fields = model.info.fields
     value = {n: np.zeros(num, np.int32) for n in fields}
     value["hat"] += fields["hat"].values.index("red")
     asked = every(value, "hat")
@@ -88,7 +88,7 @@ def _negative(run, line, draw, every, num: int) -> None:
         show(
             f"  {kind} glasses in the place of ∅",
             negative=[d],
-            method=sampling.SamplerConfig(SOLVER.value, STEPS.value, replace_null=True),
+            config=sampling.SamplerConfig(SOLVER.value, STEPS.value, replace_null=True),
         )
 
 

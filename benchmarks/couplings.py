@@ -10,15 +10,18 @@ of a training step. The last line is the distance of exact samples from other ex
 
 import time
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flowguide import analytic, build, losses, networks, paths, solvers, times
-from flowguide.condition import Condition, Label, bind, given
+from flowguide import analytic, losses, networks, paths, solvers, times
+from flowguide.condition import Condition, bind, given
 from flowguide.couplings import Coupling
+from flowguide.schema import Label
+from flowguide.training import transport
 
 STEPS, BATCH, NUM = 2000, 256, 4000
 COUPLINGS = {
@@ -43,18 +46,18 @@ def draw(key: jax.Array, num: int, label: int | None = None) -> tuple[jax.Array,
     return analytic.sample(data, LAW, c), c
 
 
-def train(coupling: Coupling) -> tuple[networks.Network, dict, float]:
+def train(coupling: Coupling) -> tuple[networks.Network, networks.Params, float]:
     network = networks.as_network(lambda rngs: networks.MLP((2,), FIELDS, width=128, depth=3, rngs=rngs))
     recipe = losses.Recipe(paths.linear(), times.uniform(), coupling)
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, STEPS))
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: tuple, i: jax.Array) -> tuple:
+    def step(state: tuple[networks.Params, Any], i: jax.Array) -> tuple[Any, Any]:
         params, inner = state
         x1, c = draw(jax.random.fold_in(jax.random.key(1), i), BATCH)
         index = jnp.arange(BATCH)
 
-        def loss(params: dict) -> jax.Array:
+        def loss(params: networks.Params) -> jax.Array:
             keys = losses.example_keys(jax.random.key(2), i, index)
             return losses.flow_matching(partial(network.velocity, params), recipe, keys, index, x1, c).mean()
 
@@ -83,13 +86,13 @@ def skew(coupling: Coupling) -> float:
     return float(np.linalg.norm(total / 100, axis=1).mean())
 
 
-def sliced(a: jax.Array, b: jax.Array) -> float:
+def sliced(a: jax.Array | np.ndarray, b: jax.Array | np.ndarray) -> float:
     angle = np.linspace(0, np.pi, 64, endpoint=False)
     directions = np.stack([np.cos(angle), np.sin(angle)])
     return float(np.abs(np.sort(np.asarray(a) @ directions, 0) - np.sort(np.asarray(b) @ directions, 0)).mean())
 
 
-def distance(network: networks.Network, params: dict, steps: int) -> float:
+def distance(network: networks.Network, params: networks.Params, steps: int) -> float:
     total = 0.0
     for label in range(3):
         exact, c = draw(jax.random.key(10 + label), NUM, label)
@@ -102,7 +105,7 @@ def distance(network: networks.Network, params: dict, steps: int) -> float:
 if __name__ == "__main__":
     print(f"{'coupling':34}{'|E[x0|c]|':>10}{'W1, 4 steps':>13}{'W1, 100 steps':>15}{'ms a step':>11}")
     for name, settings in COUPLINGS.items():
-        coupling = build.COUPLINGS[name.split(",")[0]](**settings)
+        coupling = transport.COUPLINGS[name.split(",")[0]](**settings)
         network, params, seconds = train(coupling)
         few, many = (distance(network, params, steps) for steps in (4, 100))
         print(f"{name:34}{skew(coupling):10.3f}{few:13.3f}{many:15.3f}{1e3 * seconds:11.1f}", flush=True)

@@ -16,7 +16,8 @@ import numpy as np
 from absl import app, flags
 
 from flowguide import guidance, networks, solvers, times
-from flowguide.condition import Label, bind, given, null
+from flowguide.condition import bind, given, null
+from flowguide.schema import Label
 
 BATCH = flags.DEFINE_integer("batch", 16, "samples")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "of all lines")
@@ -59,7 +60,7 @@ def main(_: list[str]) -> None:
     }
     ends = {name: np.asarray(program(x)) for name, program in programs.items()}
     least = dict.fromkeys(programs, np.inf)
-    for _ in range(ROUNDS.value):
+    for _round in range(ROUNDS.value):
         for name, program in programs.items():
             started = time.process_time()
             jax.block_until_ready(program(x))

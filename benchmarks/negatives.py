@@ -13,10 +13,11 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from flowguide import sampling
-from flowguide.cli import run_script
+from flowguide.cli.command import run_script
 from flowguide.condition import Condition
 from flowguide.errors import UserError
 from flowguide.metrics import frechet_distance, moments, predict, share, train_judge
+from flowguide.schema import Label
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that train.py has written, of avatars")
 NUM = flags.DEFINE_integer("num", 256, "samples for each line of the table")
@@ -37,31 +38,33 @@ FORMS = {
 
 
 def main() -> None:
-    run, *real = judged.load(WORKDIR.value)
-    if run.info.name != "avatars":
-        raise UserError(f"expected a run of avatars, whose hats and glasses are judged; got {run.info.name}")
+    model, *real = judged.load(WORKDIR.value)
+    if model.info.name != "avatars":
+        raise UserError(f"expected a run of avatars, whose hats and glasses are judged; got {model.info.name}")
     judge = train_judge(real[0].x, real[0].value, levels=2, noise=30)
-    red = run.info.fields["hat"].values.index("red")
-    dark = run.info.fields["glasses"].values.index("dark")
+    hat, glasses = model.info.fields["hat"], model.info.fields["glasses"]
+    assert isinstance(hat, Label)
+    assert isinstance(glasses, Label)
+    red, dark = hat.values.index("red"), glasses.values.index("dark")
 
     # What a perfect answer looks like, and the directions in which it is told from others.
-    x = np.concatenate([r.x for r in real]).reshape(-1, np.prod(run.info.shape)).astype(float) / 255
+    x = np.concatenate([r.x for r in real]).reshape(-1, np.prod(model.info.shape)).astype(float) / 255
     hat, glasses = (np.concatenate([r.value[n] for r in real]) for n in ("hat", "glasses"))
     wanted = x[(hat == red) & (glasses != dark)]
     centre, (_, _, axes) = x.mean(0), np.linalg.svd(x - x.mean(0), full_matrices=False)
     components = axes[:24].T
     target = moments([(wanted - centre) @ components])
 
-    num, fields = NUM.value, run.info.fields
+    num, fields = NUM.value, model.info.fields
 
     def say(**chosen: int) -> Condition:
         value = {n: np.full(num, chosen.get(n, 0), np.int32) for n in fields}
         return Condition(value, {n: np.full(num, n in chosen) for n in fields})
 
     def measure(gamma: float, away: bool, weight: float, **options) -> tuple[float, float, float]:
-        method = sampling.SamplerConfig("ab3", STEPS.value, **options)
+        config = sampling.SamplerConfig("ab3", STEPS.value, **options)
         negative = [say(glasses=dark)] if away else []
-        s = sampling.sample(run, say(hat=red), gamma=gamma, negative=negative, gamma_negative=weight, method=method)
+        s = sampling.sample(model, say(hat=red), gamma=gamma, negative=negative, gamma_negative=weight, config=config)
         predicted = predict(judge, s.x)
         features = (s.x.reshape(num, -1).astype(float) / 255 - centre) @ components
         return (
@@ -87,7 +90,7 @@ def main() -> None:
         print(f"figure: {OUT.value}")
 
 
-def _plot(curves: dict, base: tuple[float, float, float]) -> Figure:
+def _plot(curves: dict[str, list[tuple[float, ...]]], base: tuple[float, float, float]) -> Figure:
     figure = Figure(figsize=(12, 4), layout="constrained")
     titles = "share of dark glasses left", "share of red hats kept", "Fréchet distance to real red hats without"
     for i, (ax, title) in enumerate(zip(figure.subplots(1, 3), titles, strict=True)):

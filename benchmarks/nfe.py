@@ -40,7 +40,7 @@ def law(d: int) -> analytic.Mixture:
     )
 
 
-def trimmed(error: jax.Array) -> float:
+def trimmed(error: jax.Array | np.ndarray) -> float:
     squared = np.sort(np.mean(np.square(error), axis=1))
     return float(np.sqrt(squared[: int(0.99 * len(squared))].mean()))
 
@@ -49,7 +49,8 @@ def problem(d: int, gamma: float, key: int) -> tuple[Velocity, jax.Array, jax.Ar
     """The guided velocity, noise and where the flow takes it."""
     path, c = paths.linear(), given(jnp.zeros(NUM, int))
     velocity = analytic.velocity(law(d), path)
-    guided = guidance.guide(velocity, c, guidance.classifier_free(velocity, c, gamma), passes="apart")
+    rules = guidance.classifier_free(velocity, c, gamma)
+    guided = solvers.vector_field(guidance.guide(velocity, c, rules, passes="apart"), "this benchmark")
     x0 = jax.random.normal(jax.random.key(key), (NUM, d))
     return guided, x0, jax.jit(lambda x: solvers.solve(solvers.rk4(), guided, x, times.grid(500)))(x0)
 
@@ -99,7 +100,7 @@ def main(_: list[str]) -> None:
                 ratio = other[best][2] / own["abm3, fitted grid"][1]
                 print(f"  {best} with 20 evaluations / abm3, fitted grid, with 10: {ratio:.2f}")
             ax = axes[row, column]
-            ax.set_prop_cycle(color=[c for i, c in enumerate(colormaps["tab20"].colors) if i not in (14, 15)])
+            ax.set_prop_cycle(color=[c for i, c in enumerate(map(colormaps["tab20"], range(20))) if i not in (14, 15)])
             for name, values in errors.items():
                 best_of_ours = {"color": "k", "lw": 2} if "fitted" in name else {}
                 ax.loglog(BUDGETS, values, "--" if name in other else "-", marker="o", ms=3, label=name, **best_of_ours)

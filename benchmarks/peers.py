@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,7 +12,7 @@ try:
     import torch  # pyright: ignore[reportMissingImports]
     import torchdiffeq  # pyright: ignore[reportMissingImports]
 except ImportError:
-    diffusers = torch = flow_matching = torchdiffeq = None
+    diffusers = torch = flow_matching = torchdiffeq = cast(Any, None)
 
 MISSING = 'without the peers: pip install -e ".[peers]" adds them'
 

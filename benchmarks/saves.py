@@ -16,6 +16,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -23,9 +24,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from flowguide import checkpoint, networks
-from flowguide.condition import Label
 from flowguide.hashes import leaf_hashes
 from flowguide.networks import DiT
+from flowguide.schema import Label
 from flowguide.training.parallel import data_parallel, replicas_agree
 from flowguide.training.step import TrainState, init_state
 
@@ -35,7 +36,7 @@ ROUNDS = 5
 class Nowhere:
     """A place in no data."""
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, Any]:
         return {}
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     print(f"{len(leaves)} leaves, {sum(a.nbytes for a in leaves) / 2**20:.0f} MiB, on {len(jax.devices())} devices")
 
     def theirs(to: ocp.CheckpointManager, s: TrainState) -> None:
-        to.save(int(s.step), args=ocp.args.StandardSave(s))  # pyright: ignore[reportCallIssue]
+        to.save(int(s.step), args=ocp.args.StandardSave(s))
 
     def ours(to: ocp.CheckpointManager, s: TrainState) -> None:
         assert replicas_agree(s)

@@ -9,6 +9,7 @@ Below: the evaluations of the adaptive Dormand-Prince pair at equal error, on an
 
 import time
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import diffrax
 import jax
@@ -18,6 +19,9 @@ import peers
 
 from flowguide import analytic, guidance, paths, solvers, times
 from flowguide.condition import given
+from flowguide.typing import Velocity
+
+Run: TypeAlias = Callable[[jax.Array], jax.Array]
 
 SIZE, WIDTH, STEPS, ROUNDS = 768, 512, 24, 15
 
@@ -28,7 +32,7 @@ def network_layers() -> tuple[jax.Array, ...]:
     return tuple(jax.random.normal(k, shape) / shape[0] ** 0.5 for k, shape in zip(keys, shapes, strict=True))
 
 
-def network(layers: tuple[jax.Array, ...]) -> Callable:
+def network(layers: tuple[jax.Array, ...]) -> Velocity:
     inlet, *hidden, outlet = layers
 
     def velocity(t: jax.Array, x: jax.Array) -> jax.Array:
@@ -40,16 +44,19 @@ def network(layers: tuple[jax.Array, ...]) -> Callable:
     return velocity
 
 
-def contestants(velocity: Callable) -> dict[str, Callable]:
+def contestants(velocity: Velocity) -> dict[str, Run]:
     ts = times.grid(STEPS)
 
     def bare(x: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, t: (x + velocity(t, x) / STEPS, None), x, ts[:-1])[0]
 
-    def theirs(solver: diffrax.AbstractSolver) -> Callable:
+    def field(t: Any, x: Any, args: Any) -> Any:
+        return velocity(t, x)
+
+    def theirs(solver: diffrax.AbstractSolver[Any]) -> Run:
         def run(x: jax.Array) -> jax.Array:
             steps = diffrax.StepTo(ts if isinstance(solver, diffrax.Euler) else ts[::2])
-            term = diffrax.ODETerm(lambda t, x, args: velocity(t, x))
+            term = diffrax.ODETerm(field)
             ys = diffrax.diffeqsolve(term, solver, 0.0, 1.0, None, x, stepsize_controller=steps).ys
             return ys[0]  # pyright: ignore[reportOptionalSubscript]
 

@@ -11,6 +11,7 @@ trained by conditional flow matching, one condition in ten dropped.
 
 import time
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flowguide import analytic, condition, guidance, losses, networks, paths, solvers, tilted, times
-from flowguide.cli import run_script
-from flowguide.condition import Condition, Label, given
+from flowguide.cli.command import run_script
+from flowguide.condition import Condition, given
+from flowguide.schema import Label
 from flowguide.typing import Array, CondVelocity
 
 STEPS = flags.DEFINE_integer("steps", 6000, "of training")
@@ -58,14 +60,14 @@ def train() -> tuple[CondVelocity, float]:
     index = jnp.arange(BATCH)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: tuple, i: Array) -> tuple:
+    def step(state: tuple[networks.Params, Any], i: Array) -> tuple[Any, Any]:
         params, inner = state
         label, data = jax.random.split(jax.random.fold_in(jax.random.key(1), i))
         which = jax.random.choice(label, 5, (BATCH,), p=LAW.weights)
         c = given({"label": LAW.labels[which]})
         x1 = analytic.sample(data, LAW, c)
 
-        def loss(params: dict) -> Array:
+        def loss(params: networks.Params) -> Array:
             keys = losses.example_keys(jax.random.key(2), i, index)
             return losses.flow_matching(partial(network.velocity, params), recipe, keys, index, x1, c).mean()
 
@@ -163,7 +165,7 @@ def plot(drawn: dict[tuple[str, float, str], np.ndarray], gamma: float) -> Figur
         images = {"the law p(x)^(1−γ)·p(x|c)^γ": law}
         for sampler in shown:
             x = drawn[name, gamma, sampler].reshape(-1, 2)
-            images[f"{sampler}, {name}"] = np.histogram2d(*x.T, np.linspace(-4, 4, 101), density=True)[0].T
+            images[f"{sampler}, {name}"] = np.histogram2d(x[:, 0], x[:, 1], np.linspace(-4, 4, 101), density=True)[0].T
         for ax, (title, image) in zip(axes[row], images.items(), strict=True):
             ax.imshow(image, origin="lower", extent=(-4, 4, -4, 4), cmap="magma_r", vmin=0, vmax=law.max())
             ax.set_title(title, fontsize=10)

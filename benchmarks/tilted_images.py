@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from flowguide import sampling
-from flowguide.cli import run_script
+from flowguide.cli.command import run_script
 from flowguide.condition import Condition
 from flowguide.errors import UserError
 from flowguide.metrics import joint_adherence, predict, train_judge
@@ -41,10 +41,10 @@ LINES = {
 
 
 def main() -> None:
-    run, real, held_out = judged.load(WORKDIR.value)
-    if run.info.kind != "image":
-        raise UserError(f"expected a run of images; got {run.info.name}")
-    judge = train_judge(real.x, real.value, levels=2, noise=30) if run.info.shape[-1] > 1 else None
+    model, real, held_out = judged.load(WORKDIR.value)
+    if not model.info.examples.as_pictures:
+        raise UserError(f"expected a run of images; got {model.info.name}")
+    judge = train_judge(real.x, real.value, levels=2, noise=30) if model.info.shape[-1] > 1 else None
     judge = judge or train_judge(real.x, real.value)
     groups, each = CONDITIONS.value, PARTICLES.value
 
@@ -68,17 +68,17 @@ def main() -> None:
             stages = 1 + options.get("corrections", 0)
             # The first step of a predictor-corrector has nothing to correct.
             steps = (EVALUATIONS.value // 2 + options.get("corrections", 0)) // stages
-            method = sampling.resolve_defaults(sampling.SamplerConfig(steps=steps, particles=each, **options))
+            config = sampling.resolve_defaults(sampling.SamplerConfig(steps=steps, particles=each, **options), model)
             started, left, log_z = time.perf_counter(), "", ""
-            if method.sampler == "fkc":
+            if config.sampler == "fkc":
                 laws = sampling.sample_particles(
-                    run, condition(1), gamma=gamma, method=method, batch_size=groups * each
+                    model, condition(1), gamma=gamma, config=config, batch_size=groups * each
                 )
                 x, cost = sampling.resample_equal(laws), laws.evaluations
                 left = f"{np.mean([len(np.unique(a)) for a in laws.ancestors]):.1f}"
                 log_z = f"{laws.log_z.min():.1f} to {laws.log_z.max():.1f}"
             else:
-                s = sampling.sample(run, condition(each), gamma=gamma, method=method, batch_size=groups * each)
+                s = sampling.sample(model, condition(each), gamma=gamma, config=config, batch_size=groups * each)
                 x, cost = s.x, int(s.evaluations.max())
             seconds = time.perf_counter() - started
             right = joint_adherence(predict(judge, x), condition(each))

@@ -3,18 +3,18 @@
 python train.py --config=configs/avatars.py --workdir=runs/avatars
 python sample.py --workdir=runs/avatars --cond="hat=red,glasses=none" --gamma=2
 
-About 4 minutes on 2 CPU cores. benchmarks/adherence.py measures how many samples have what was asked.
+About 4 minutes on 2 CPU cores. benchmarks/adherence.py measures how many samples match their condition.
 """
 
-from flowguide import build
+from flowguide import config
 
 
 def get_config():
-    c = build.default()
+    c = config.default()
     c.data.name = "avatars"
-    # The faces are aligned, so a perceptron over all pixels learns them in a third of the time of a U-Net or DiT.
+    # The faces are aligned, so an MLP over all pixels learns them in a third of the time of a U-Net or DiT.
     c.network = {"name": "mlp", "width": 1024, "depth": 3, "refine": 64, "dtype": "float32"}
-    # Prompts name one field or all eight: every number of them is trained equally often.
+    # Prompts name one to eight fields: each number of them is trained equally often.
     c.drop_field_rate = (0.0, 1.0)
     c.steps = 1200
     c.batch_size = 128

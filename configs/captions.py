@@ -3,10 +3,10 @@
 python train.py --config=configs/captions.py --workdir=runs/captions
 python sample.py --workdir=runs/captions --cond="red hat, dark glasses, happy" --gamma=2
 
-The words enter as keys and values of the attention of a DiT.
+The DiT attends to the words: they add keys and values to its self-attention.
 """
 
-from configs.avatars import get_config as avatars
+from avatars import get_config as avatars
 
 
 def get_config():

@@ -1,14 +1,14 @@
-"""CIFAR-10. Preparing needs TensorFlow once; training does not. Sized for one GPU or more; not run here yet.
+"""CIFAR-10. Preparing the data needs TensorFlow, training does not. Sized for one GPU or more; not run here yet.
 
-pip install "flowguide[data]" && python -m flowguide.data prepare cifar10
+pip install "flowguide[data]" && python -m flowguide data prepare cifar10
 python train.py --config=configs/cifar10.py --workdir=runs/cifar10
 """
 
-from flowguide import build
+from flowguide import config
 
 
 def get_config():
-    c = build.default()
+    c = config.default()
     c.data.name = "cifar10"
     c.network = {
         "name": "unet",

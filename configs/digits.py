@@ -1,16 +1,16 @@
 """Real handwritten digits, 8x8, ten classes.
 
-About 90 s on 2 CPU cores; at γ = 2 all of 256 samples were of the asked class (benchmarks/adherence.py).
+About 90 s on 2 CPU cores; at γ = 2 all of 256 samples had the requested class (benchmarks/adherence.py).
 
 python train.py --config=configs/digits.py --workdir=runs/digits
 python sample.py --workdir=runs/digits --cond=3 --gamma=2 --num=64
 """
 
-from flowguide import build
+from flowguide import config
 
 
 def get_config():
-    c = build.default()
+    c = config.default()
     c.data.name = "digits"
     c.network = {"name": "unet", "width": 32, "multipliers": (1, 2), "blocks": 1, "dtype": "float32"}
     c.steps = 600

@@ -1,15 +1,15 @@
-"""A noise-aware classifier of the digits, for classifier guidance: p_t(c|x_t) at every t.
+"""A noise-aware classifier of the digits, p_t(c|x_t) at every t, for classifier guidance.
 
 python train.py --config=configs/digits_classifier.py --workdir=runs/digits_classifier
 
-About 35 s on 2 CPU cores. benchmarks/classifier.py measures its guidance beside the classifier-free one.
+About 35 s on 2 CPU cores. benchmarks/classifier.py compares its guidance with classifier-free guidance.
 """
 
-from flowguide import build
+from flowguide import config
 
 
 def get_config():
-    c = build.default()
+    c = config.default()
     c.task = "classifier"
     c.data.name = "digits"
     c.network = {"name": "mlp", "width": 128, "depth": 2, "dtype": "float32"}
@@ -18,7 +18,7 @@ def get_config():
     c.batch_size = 128
     c.lr = 2e-3
     c.warmup = 50
-    c.weight_decay = 1e-2
+    c.optimizer.weight_decay = 1e-2
     c.ema.decay = 0.99
     c.stratified = True
     c.checkpoint_every = 500

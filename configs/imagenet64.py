@@ -1,17 +1,17 @@
-"""ImageNet, cropped and resized to 64x64, with a DiT-B/4. Preparing needs TensorFlow once, and the two tar files:
+"""ImageNet, cropped and resized to 64x64, with a DiT-B/4. Preparing the data needs TensorFlow and the two tar files:
 
-pip install "flowguide[data]" && python -m flowguide.data prepare imagenet2012 --manual_dir=DIR
+pip install "flowguide[data]" && python -m flowguide data prepare imagenet2012 --files=DIR
 python train.py --config=configs/imagenet64.py --workdir=runs/imagenet64
 
 Sized for a machine with eight accelerators; not run here yet.
 """
 
-from flowguide import build
+from flowguide import config
 from flowguide.networks import SIZES
 
 
 def get_config():
-    c = build.default()
+    c = config.default()
     c.data.update({"name": "imagenet2012", "test_split": "validation", "image_size": 64})
     c.network = {"name": "dit", "patch": 4, **SIZES["B"], "remat": True, "dtype": "bfloat16"}
     c.steps = 400_000

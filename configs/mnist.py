@@ -1,14 +1,14 @@
-"""MNIST at its own 28x28. Prepare it once, from the four files you have or by download:
+"""MNIST at its native 28x28. Prepare it once, from your four files or by download:
 
-python -m flowguide.data prepare mnist [--files=DIR]
+python -m flowguide data prepare mnist [--files=DIR]
 python train.py --config=configs/mnist.py --workdir=runs/mnist
 """
 
-from flowguide import build
+from flowguide import config
 
 
 def get_config():
-    c = build.default()
+    c = config.default()
     c.data.name = "mnist"
     c.network = {
         "name": "unet",

@@ -1,13 +1,13 @@
-"""Eight Gaussians on a ring: points whose exact velocity is known.
+"""Points from eight Gaussians on a ring, whose exact velocity is known.
 
 python train.py --config=configs/points.py --workdir=runs/points
 """
 
-from flowguide import build
+from flowguide import config
 
 
 def get_config():
-    c = build.default()
+    c = config.default()
     c.data.name = "mixture2d"
     c.network = {"name": "mlp", "width": 96, "depth": 3}
     c.steps = 3000

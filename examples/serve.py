@@ -1,14 +1,14 @@
-"""Serves an exported sampler over HTTP, with jax and numpy alone.
+"""Serves an exported sampler over HTTP; needs only jax and numpy.
 
 python sample.py --workdir=runs/digits --export=digits.hlo
 python examples/serve.py digits.hlo --port=8000
 curl "localhost:8000/?label=3&gamma=2&num=4&seed=0" -o samples.npy
 
-A field that is left out is ∅. The answer is a NumPy file, uint8 (num, height, width, channels) for images; of a query
-that cannot be answered, one line of text. Programs are compiled once for each power of two of the number of samples.
+Omitted fields are ∅. The response is a NumPy file, uint8 (num, height, width, channels) for images; for an invalid
+query, one line of text. The number of samples is rounded up to a power of two, with one compilation for each.
 
-Queries are read side by side and drawn one after the other. A client that says nothing is left after TIMEOUT seconds;
-one that comes while CLIENTS others wait gets 503.
+The server reads queries concurrently and samples for one at a time. It drops a client that is silent for TIMEOUT
+seconds, and answers 503 while CLIENTS connections are open.
 """
 
 import argparse
@@ -27,23 +27,23 @@ import jax
 import numpy as np
 from jax import export
 
-MOST = 1024  # samples for one query
-LARGEST = 1000.0  # γ, of either sign: beyond, samples overflow
+MOST = 1024  # samples per query
+LARGEST = 1000.0  # |γ|; beyond it samples overflow
 TIMEOUT = 10.0  # seconds for each read and write
-CLIENTS = 32  # connections that are open at a time
+CLIENTS = 32  # connections open at a time
 
 
 def load(file: Path):
-    """Loads the jitted sampler (seed, index, gamma, value, present) -> x, and its fields from the JSON beside it."""
+    """Returns the jitted sampler (seed, index, gamma, value, present) -> x, and its fields from the JSON beside it."""
     exported = export.deserialize(bytearray(file.read_bytes()))
     return jax.jit(exported.call), json.loads(file.with_name(file.name + ".json").read_text())["data"]["fields"]
 
 
-def draw(sampler, fields: dict[str, dict], asked: dict[str, str]) -> np.ndarray:
-    """Samples for a query such as {"label": "3", "gamma": "2", "num": "4", "seed": "0"}.
+def draw(sampler, fields: dict[str, dict[str, Any]], asked: dict[str, str]) -> np.ndarray:
+    """Draws the samples for a query such as {"label": "3", "gamma": "2", "num": "4", "seed": "0"}.
 
     Raises:
-      ValueError: for a field, value or number that there is not.
+      ValueError: for an unknown field or value, or an invalid number.
     """
     asked = dict(asked)
     num, seed = _number(asked, "num", int, "1"), _number(asked, "seed", int, "0")
@@ -71,7 +71,7 @@ def draw(sampler, fields: dict[str, dict], asked: dict[str, str]) -> np.ndarray:
     index = np.arange(size, dtype=np.int32)
     x = np.asarray(sampler(np.uint32(seed), index, np.full(size, gamma, np.float32), value, present))[:num]
     if not np.isfinite(x).all():
-        raise ValueError(f"the samples at gamma = {gamma:g} are not finite: ask for less")
+        raise ValueError(f"the samples at gamma = {gamma:g} are not finite: use a smaller gamma")
     return x
 
 
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        """One query."""
+        """Answers one query."""
         try:
             url = urlsplit(self.path)
             if url.path != "/":
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             x = self.draw(dict(parse_qsl(url.query, keep_blank_values=True)))
         except ValueError as error:
-            # In the body: the client chose some of this text, and a line break in a header would begin another.
+            # In the body, not a header: the client chose part of the text, whose line breaks could inject headers.
             text = " ".join(str(error).split()) + "\n"
             self._answer(400, "text/plain; charset=utf-8", text.encode(errors="replace"))
             return
@@ -118,11 +118,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each of at most ``CLIENTS`` connections; one of them draws at a time."""
+    """Serves at most ``CLIENTS`` connections, each in a thread; only one thread samples at a time."""
 
     daemon_threads = True
 
-    def __init__(self, port: int, sampler, fields: dict[str, dict]) -> None:
+    def __init__(self, port: int, sampler, fields: dict[str, dict[str, Any]]) -> None:
         self._free, one = threading.BoundedSemaphore(CLIENTS), threading.Lock()
 
         def draw_alone(asked: dict[str, str]) -> np.ndarray:
@@ -131,8 +131,8 @@ class Server(ThreadingHTTPServer):
 
         super().__init__(("localhost", port), partial(Handler, draw_alone))
 
-    def process_request(self, request, client_address) -> None:
-        """Starts a thread, where one is free."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts a thread for the connection, or answers 503 if all are in use."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
             return
@@ -142,23 +142,23 @@ class Server(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request, client_address) -> None:
-        """What the thread does."""
+        """Handles a connection in its thread, then frees the thread's slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
     def handle_error(self, request, client_address) -> None:
-        """One line for a client that has gone; a traceback for what is our fault."""
+        """Prints one line if the client has disconnected, a traceback for any other error."""
         error = sys.exception()
         if isinstance(error, OSError):
-            print(f"{client_address[0]} has gone: {error}", file=sys.stderr)
+            print(f"client {client_address[0]} has gone: {error}", file=sys.stderr)
         else:
             super().handle_error(request, client_address)
 
 
 def main() -> None:
-    """Loads and serves."""
+    """Loads the sampler and serves it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--port", type=int, default=8000)
@@ -167,13 +167,13 @@ def main() -> None:
         parser.error(f"expected a port from 0 (any that is free) to 65535; got {options.port}")
     try:
         sampler, fields = load(options.file)
-    except Exception as error:  # what is no export fails in many ways
+    except Exception as error:  # other files fail in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         parser.error(f"{options.file} cannot be read ({reason}): give a file that sample.py --export wrote")
     try:
         server = Server(options.port, sampler, fields)
     except OSError as error:
-        parser.error(f"port {options.port} cannot be had ({error.strerror}): choose another")
+        parser.error(f"port {options.port} is not available ({error.strerror}): choose another")
     with server:
         print(f"http://localhost:{server.server_address[1]}/?num=4&gamma=2", flush=True)
         try:

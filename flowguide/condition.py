@@ -9,35 +9,12 @@ A condition with one field is a pair of arrays; one with several fields is a pai
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowguide.typing import Array, CondVelocity, PRNGKey, Velocity
-
-
-class Label(NamedTuple):
-    """A field with one of ``len(values)`` classes; examples hold the class index, int32 ``(B,)``."""
-
-    values: tuple[str, ...]
-
-
-class Vector(NamedTuple):
-    """A field with a continuous vector, float32 ``(B, size)``."""
-
-    size: int
-
-
-class Tokens(NamedTuple):
-    """A field with a sequence of words, int32 ``(B, length)``; id 0 is padding, ids index ``words``."""
-
-    length: int
-    words: tuple[str, ...]
-
-
-Field: TypeAlias = Label | Vector | Tokens
-Fields: TypeAlias = dict[str, Field]
 
 
 class Condition(NamedTuple):

@@ -1,5 +1,26 @@
-"""The one exception that the scripts show as a single line instead of a traceback."""
+"""Errors that the user can mend, and the words their messages share. Commands show them as one line, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used. Says what was got, what was expected, and how to mend it."""
+    """The user gave something that cannot be used. Says what was got, what was expected, and how to mend it."""
+
+
+class DataError(UserError):
+    """A data set is unknown, missing, damaged or unsuitable."""
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """Returns ", did you mean 'hat'?" if a known word is close, otherwise an empty string."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Joins names with commas; shows only the first ``most``."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""How many floating-point operations a function does, counted in what JAX traces of it."""
+"""Counts the floating-point operations of a function from its jaxpr."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import jax
 
 
-def flops(function: Callable, *arguments: Any) -> int:
-    """Operations of all matrix products and convolutions, a multiplication and an addition counting as two.
+def flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Returns the operations of all matrix products and convolutions; a multiply-add counts as two.
 
-    The body of a scan counts as often as it runs (in XLA's own ``cost_analysis`` it counts once), that of a while loop,
-    whose length is not known, once, and of the branches of a conditional the dearest. What runs on each device of a
-    ``shard_map`` counts for each of them, and what a convolution multiplies with its padding counts too. Elementwise
-    operations are left out, as memory bounds them on accelerators, and so are products of ragged arrays and solvers.
+    The body of a scan counts once per iteration (XLA's ``cost_analysis`` counts it once). The body of a while loop,
+    whose length is unknown, counts once. A conditional counts as its most expensive branch. The body of a ``shard_map``
+    counts once per device. Multiplications with a convolution's padding count too. Elementwise operations do not count,
+    as they are memory-bound on accelerators; nor do ragged products and linear solvers.
 
     Args:
-      function: any function of JAX; nothing of it is computed.
+      function: any JAX function; it is traced but not executed.
       arguments: trees of arrays or of ``jax.ShapeDtypeStruct``.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _of_jaxpr(jaxpr: Any) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _jaxpr_flops(jaxpr: Any) -> int:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> int:
+def _equation_flops(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -37,10 +37,10 @@ def _of_equation(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        # Between the elements of an input that is spread out are zeros, which no one multiplies.
+        # Input dilation inserts zeros, which are not multiplied.
         zeros = math.prod(params["lhs_dilation"])
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features // zeros
-    inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params.values())]
+    inner = [_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params.values())]
     if name == "cond":
         return max(inner, default=0)
     if name == "scan":
@@ -50,12 +50,12 @@ def _of_equation(equation: Any) -> int:
     return sum(inner)
 
 
-def _jaxprs(values: Any) -> Iterator[Any]:
-    """All that are among the parameters of an equation, open or closed."""
+def _inner_jaxprs(values: Any) -> Iterator[Any]:
+    """Yields all jaxprs, open or closed, among the parameters of an equation."""
     for value in values:
         if hasattr(value, "eqns"):
             yield value
         elif hasattr(value, "jaxpr"):
             yield value.jaxpr
         elif isinstance(value, tuple | list):
-            yield from _jaxprs(value)
+            yield from _inner_jaxprs(value)

@@ -1,4 +1,4 @@
-"""Hashes of arrays, computed where the arrays are: what a checkpoint is compared with when it is read back."""
+"""Hashes of arrays, computed on the devices that hold them; checkpoints store them to verify what is read back."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from flowguide.typing import Array, PyTree
 
 
 def leaf_hashes(tree: PyTree) -> dict[str, int]:
-    """A 32-bit hash of the bits of each leaf, by its place in the tree; dtype and shape are part of it.
+    """Returns a 32-bit hash of each leaf's bits, dtype and shape, keyed by its path in the tree.
 
-    Σ mix(bits_i + mix(i)) modulo 2^32, with the finaliser of MurmurHash3 as mix, a bijection: any one changed element
-    changes the sum, several do but for one case in 2^32. Sums of integers do not depend on their order, so neither on
-    how the leaf is spread over devices or hosts; nothing but the hashes leaves the devices.
+    The hash is Σ mix(bits_i + mix(i)) modulo 2^32, where mix is the finaliser of MurmurHash3, a bijection. One changed
+    element always changes the sum; several fail to with probability 2^-32. An integer sum does not depend on its order,
+    so the sharding over devices and hosts does not matter. Only the hashes leave the devices.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = jax.device_get([array_hash(leaf) for _, leaf in leaves])  # all at once
+    sums = jax.device_get([array_hash(leaf) for _, leaf in leaves])  # one transfer for all leaves
     return {
         jax.tree_util.keystr(place): int(total) ^ json_hash([str(leaf.dtype), list(leaf.shape)])
         for (place, leaf), total in zip(leaves, sums, strict=True)
@@ -28,25 +28,27 @@ def leaf_hashes(tree: PyTree) -> dict[str, int]:
 
 
 def json_hash(value: Any) -> int:
-    """A 32-bit hash of what can be written as JSON."""
+    """Returns a 32-bit hash of a JSON-serializable value."""
     text = json.dumps(value, sort_keys=True, default=str).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
 
 
-@jax.jit  # for each shape: one program for all leaves of a large network takes minutes to compile
+@jax.jit  # one program per shape: a single program for all leaves of a large network takes minutes to compile
 def array_hash(a: Array) -> Array:
-    """The hash uint32 () of the bits of one array: the sum that ``leaf_hashes`` tells of."""
+    """Returns the hash uint32 () of the bits of one array, the sum in ``leaf_hashes``."""
     if jnp.issubdtype(a.dtype, jnp.bool_):
         a = a.astype(jnp.uint8)
     size = min(a.dtype.itemsize, 4)
-    # An element of eight bytes becomes two of four.
+    # An 8-byte element becomes two 4-byte ones.
     bits = jax.lax.bitcast_convert_type(a, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
     return jnp.sum(_mix(bits + _mix(_positions(bits.shape))), dtype=jnp.uint32)
 
 
 def _positions(shape: tuple[int, ...]) -> Array:
-    """The place of each element in the flattened array. Not by flattening it: of one that is split, every device would
-    need the whole."""
+    """Returns the index of each element in the flattened array.
+
+    It does not flatten the array: if that is sharded, every device would have to gather all of it.
+    """
     places, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)

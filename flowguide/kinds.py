@@ -1,4 +1,4 @@
-"""Types of settings: settings come from files that anyone may have edited, and are compared with annotations."""
+"""Compares settings, which come from files that anyone may have edited, with type annotations."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-_ONE = {float: "a number", int: "a whole number", bool: "True or False", str: "text"}
-_MANY = {float: "numbers", int: "whole numbers", str: "texts"}
+_SINGULAR = {float: "a number", int: "a whole number", bool: "True or False", str: "text"}
+_PLURAL = {float: "numbers", int: "whole numbers", str: "texts"}
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function by name, with their annotations as types where these can be told."""
+    """Returns the parameters of a function by name, with annotations evaluated to types if possible."""
     try:
         signature = inspect.signature(make, eval_str=True)
-    except NameError:  # annotated with what is imported for type checkers alone
+    except NameError:  # an annotation's import is under TYPE_CHECKING
         signature = inspect.signature(make)
     return dict(signature.parameters)
 
 
 def kind_of(default: Any) -> Any:
-    """The type of a setting with this default; those of a sequence are all alike, and texts where it is empty."""
+    """Returns the type of a setting from its default; for a tuple ``Sequence`` of its first item's type (() of str)."""
     if isinstance(default, tuple):
         return Sequence[type(default[0])] if default else Sequence[str]
     return type(default)
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type: a whole number is a number, a list is a tuple, True is neither.
+    """Returns whether a value has a type. A whole number is a number and a list is a tuple; True is not a number.
 
-    A type that is unknown here fits everything.
+    Every value fits a type that is not handled here.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -53,8 +53,8 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def words(kind: Any) -> str:
-    """A type as a message names it."""
+    """Returns the name of a type for messages."""
     inner = get_args(kind)
-    if inner and inner[0] in _MANY:
-        return (f"{len(inner)} " if get_origin(kind) is tuple else "") + _MANY[inner[0]]
-    return _ONE.get(kind) or f"what fits {str(kind).replace('collections.abc.', '')}"
+    if inner and inner[0] in _PLURAL:
+        return (f"{len(inner)} " if get_origin(kind) is tuple else "") + _PLURAL[inner[0]]
+    return _SINGULAR.get(kind) or f"what fits {str(kind).replace('collections.abc.', '')}"

@@ -1,12 +1,6 @@
-"""What does guidance sample? Every method on laws that are known exactly, measured.
+"""What guidance samples: every method on laws that are known exactly. ``flowguide lab`` prints the tables.
 
-python -m flowguide.lab [--gamma=2,3,5] [--num=20000] [--out=lab.png]
-
-Two laws on the line: a Gaussian, x ~ N(0, 2) and x|c ~ N(1.5, 1), and a mixture of two modes. For each method and γ:
-mean and variance of its samples, and their distance, Wasserstein-1 and total variation, to the conditional law p(x|c)
-and to the law that guidance is often said to sample, p(x)^(1−γ)·p(x|c)^γ. Exact draws of that law show what the number
-of samples leaves of either distance. On the line projections have nothing to turn, so that APG and CFG-Zero* are
-conditional sampling and TCFG is CFG. Two minutes on 2 CPU cores.
+Two laws on the line: a Gaussian, x ~ N(0, 2) and x|c ~ N(1.5, 1), and a mixture of two modes.
 """
 
 from __future__ import annotations
@@ -18,22 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from flowguide import analytic, guidance, paths, solvers, tilted, times
-from flowguide.cli import run_script
 from flowguide.condition import Condition, given
-from flowguide.errors import UserError
 from flowguide.guidance.methods import GuidanceInputs, build
 from flowguide.typing import Array, CondVelocity
-
-GAMMA = flags.DEFINE_list("gamma", ["2", "3", "5"], "guidance scales")
-NUM = flags.DEFINE_integer("num", 20_000, "samples of each method", lower_bound=100)
-STEPS = flags.DEFINE_integer("steps", 100, "steps of every solve", lower_bound=2)
-OUT = flags.DEFINE_string("out", "lab.png", "where to draw the figure")
 
 AXIS = np.linspace(-6.0, 9.0, 6001)
 BINS = np.linspace(-6.0, 9.0, 151)
@@ -180,21 +164,6 @@ def distances(samples: np.ndarray, density: np.ndarray) -> tuple[float, float]:
     return float(np.trapezoid(np.abs(empirical - cdf), AXIS)), float(0.5 * (np.abs(found - expected).sum() + outside))
 
 
-def table(law: Law, gamma: float, rows: dict[str, np.ndarray], exact: dict[str, tuple[float, float]]) -> Table:
-    """One γ of one law."""
-    shown = Table(title=f"{law.name}, γ = {gamma:g}", title_justify="left")
-    shown.add_column("method", no_wrap=True)
-    for column in ("mean", "variance", "W1 to p(x|c)", "TV", "W1 to the tilted law", "TV"):
-        shown.add_column(column, justify="right")
-    targets = law.conditional(AXIS), powered(law, gamma)
-    for name, (mean, variance) in exact.items():
-        shown.add_row(f"[bold]{name}[/]", f"{mean:.3f}", f"{variance:.3f}", *[""] * 4)
-    for name, samples in rows.items():
-        cells = [f"{d:.3f}" for target in targets for d in distances(samples, target)]
-        shown.add_row(name, f"{samples.mean():.3f}", f"{samples.var():.3f}", *cells)
-    return shown
-
-
 def closed_forms(law: Law, gamma: float) -> dict[str, tuple[float, float]]:
     """Means and variances that are known: of the laws, and of CFG on Gaussians."""
     found = {}
@@ -231,34 +200,3 @@ def plot(cells: dict[tuple[str, float], dict[str, np.ndarray]], laws: list[Law],
             ax.set_yticks([])
     figure.legend(*axes[-1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
-
-
-def main() -> None:
-    """Draws, measures, prints and plots."""
-    try:
-        gammas = [float(g) for g in GAMMA.value]
-    except ValueError:
-        raise UserError(f"--gamma takes numbers separated by commas; got {','.join(GAMMA.value)!r}") from None
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)  # a file has no width of its own
-    low, _ = analytic.existence(2.0, 1.0)
-    if min(gammas) <= low:
-        raise UserError(f"the powered law of the Gaussian exists for γ > {low:g}; got --gamma={min(gammas):g}")
-    laws, cells = [gaussian(), two_modes()], {}
-    for law in laws:
-        for gamma in gammas:
-            with console.status(f"{law.name}, γ = {gamma:g}"):
-                rows = {"exact draws of the tilted law": inverse(powered(law, gamma), NUM.value)}
-                for contender in CONTENDERS:
-                    if contender.negative and law.labels < 2:
-                        continue
-                    rows[contender.name] = draw(law, contender, gamma, NUM.value, STEPS.value)
-            cells[law.name, gamma] = rows
-            console.print(table(law, gamma, rows, closed_forms(law, gamma)))
-    plot(cells, laws, gammas).savefig(OUT.value, dpi=110)
-    console.print(f"figure: {OUT.value}")
-
-
-if __name__ == "__main__":
-    run_script(main)

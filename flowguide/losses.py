@@ -22,7 +22,7 @@ class Weight(Protocol):
     def __call__(self, path: Path, t: Array, /) -> Array: ...
 
 
-def example_keys(root: PRNGKey, step: Array, index: Array) -> PRNGKey:
+def example_keys(root: PRNGKey, step: Array | int, index: Array) -> PRNGKey:
     """Returns typed keys ``(B,)`` that depend only on (root, step, global index of the example).
 
     With them every random draw in training is independent of how many devices or hosts share the batch.

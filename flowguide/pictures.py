@@ -1,10 +1,11 @@
-"""Pictures: grids of samples, and figures with γ down the rows and conditions across.
+"""Pictures: grids of samples, and figures with γ along the rows and conditions along the columns.
 
-``save_figure`` draws examples of any shape: what is no image and no point becomes a slice or a histogram.
+``save_figure`` draws examples of any shape: those that are neither images nor points as a slice or a histogram.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -14,26 +15,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from flowguide import storage
 from flowguide.guidance import Gap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, BLUE = "#222222", "#2a6fb0"
-TILE = 64  # pixels that a small image is enlarged to
-PANEL = 320  # side in pixels of a scatter plot or a histogram
-BINS = 40  # of a histogram
-STRIP = 8  # float arrays longer than this many times their width are drawn as a histogram, not as an image
+TILE = 64  # pixels to which small images are enlarged
+PANEL = 320  # side of a scatter plot or histogram, in pixels
+BINS = 40  # bins of a histogram
+STRIP = 8  # float arrays with a larger aspect ratio are drawn as a histogram, not as an image
 
 
 def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Images side by side, uint8 ``(h, w, 3)``.
+    """Returns a grid of images, uint8 ``(h, w, 3)``.
 
-    Small images are enlarged by a whole factor, without smoothing, to about 64 pixels.
+    Small images are enlarged to about 64 pixels, by an integer factor and without smoothing.
 
     Args:
-      images: uint8 ``(N, H, W, C)`` with 1, 3 or 4 channels; 4 are RGBA and are laid over white.
-      columns: by default about the square root of N.
+      images: uint8 ``(N, H, W, C)`` with 1, 3 or 4 channels; RGBA is composited over white.
+      columns: number of columns; by default about √N.
     """
     count, height, width, channels = images.shape
     columns = columns or max(1, math.ceil(math.sqrt(count)))
@@ -52,24 +55,26 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or, with its transparency, ``(H, W, 4)``."""
-    Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).save(path)
+    """Writes a uint8 image ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``, which keeps its transparency."""
+    content = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).save(content, "PNG")
+    storage.write_bytes(path, content.getvalue())
 
 
 def save_figure(path: Path, cells: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
     """Writes a figure of samples by row and column, and returns its pixels, uint8 ``(h, w, 3)``.
 
-    A single cell of images is written as a plain grid of all of them. In a larger figure each cell shows as many as
-    make a readable block, from the first on. How examples are drawn depends on their shape D:
+    A single cell of images becomes a plain grid of all of them. In a larger figure each cell shows its first images, as
+    many as make a readable block. The drawing depends on the shape D of an example:
 
-    - uint8 images ``(H, W, 1 | 3 | 4)``: as they are, RGBA over white.
-    - float images ``(H, W)`` or ``(H, W, C)`` with C up to 4: grey, or the first three channels as colours; the range
-      of all samples becomes black to white.
-    - volumes and other arrays of three axes or more: the slice in the middle of the leading axes, as such an image.
+    - uint8 images ``(H, W, 1 | 3 | 4)``: unchanged, RGBA over white.
+    - float images ``(H, W)`` or ``(H, W, C)`` with C up to 4: grey, or the first three channels as colours; black to
+      white spans the range of all samples.
+    - volumes and other arrays of three axes or more: the middle slice along the leading axes, as a float image.
     - vectors ``(k,)`` with k > 1: a scatter plot of the first two coordinates.
-    - scalars ``()`` and ``(1,)``, and float arrays too long and narrow to be seen: a histogram of all values.
+    - scalars ``()`` and ``(1,)``, and float arrays too long and narrow to show: a histogram of all values.
 
-    The panels of a figure have common axes. Values that are not finite are left out.
+    All panels share their axes. Non-finite values are left out.
 
     Args:
       path: PNG file.
@@ -87,12 +92,12 @@ def save_figure(path: Path, cells: np.ndarray, rows: Sequence[str], columns: Seq
 
 
 def save_gaps(path: Path, gaps: Mapping[str, Gap], title: str) -> None:
-    """Writes curves over t of what ``guidance.gap`` measured: the median of the samples, and a band of 80 % of them.
+    """Plots results of ``guidance.gap`` over t: the median over samples and a band that holds 80 % of them.
 
     Args:
       path: PNG file.
-      gaps: by label.
-      title: of the figure.
+      gaps: results by label.
+      title: title of the figure.
     """
     from matplotlib.figure import Figure
 
@@ -110,17 +115,17 @@ def save_gaps(path: Path, gaps: Mapping[str, Gap], title: str) -> None:
         ax.set_xlabel("t, from noise to data")
     axes[0].legend(fontsize=9)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=100)
+    _save(path, figure)
 
 
 def save_sizes(path: Path, sizes: Mapping[str, np.ndarray], t: np.ndarray, particles: int) -> None:
-    """Writes curves over t of effective sample sizes, that of each law thin and their median thick.
+    """Plots effective sample sizes over t: a thin curve for each law, and a thick one for their median.
 
     Args:
       path: PNG file.
-      sizes: by label, ``(G, N)`` each.
+      sizes: ``(G, N)`` for G laws, by label.
       t: ``(N,)``.
-      particles: of each law, the largest size there can be.
+      particles: number of particles of each law, the upper bound of the size.
     """
     from matplotlib.figure import Figure
 
@@ -131,22 +136,28 @@ def save_sizes(path: Path, sizes: Mapping[str, np.ndarray], t: np.ndarray, parti
         ax.plot(t, np.median(size, axis=0), color=f"C{i}", lw=2, label=label)
     ax.set(xlabel="t, from noise to data", ylabel="effective sample size", ylim=(0, 1.02 * particles), xlim=(0, 1))
     ax.legend(fontsize=9)
-    figure.savefig(path, dpi=100)
+    _save(path, figure)
+
+
+def _save(path: Path, figure: Figure) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=100, format="png")
+    storage.write_bytes(path, content.getvalue())
 
 
 def _over_white(images: np.ndarray) -> np.ndarray:
-    """uint8 RGBA ``(..., 4)`` as RGB over a white ground."""
+    """Composites uint8 RGBA ``(..., 4)`` over white; returns uint8 RGB."""
     opacity = images[..., 3:].astype(np.float32) / 255
     return (255 - opacity * (255 - images[..., :3].astype(np.float32))).round().astype(np.uint8)
 
 
 def _as_images(cells: np.ndarray) -> np.ndarray | None:
-    """Samples ``(R, C, N, *D)`` as uint8 images ``(R, C, N, H, W, 1 | 3 | 4)``; None where they are plotted instead."""
+    """Converts samples ``(R, C, N, *D)`` to uint8 ``(R, C, N, H, W, 1 | 3 | 4)``; None if they are to be plotted."""
     if cells.ndim < 5 or cells.size == 0:
         return None
     if cells.ndim == 5 or cells.shape[-1] > 4:
         cells = cells[..., None]
-    while cells.ndim > 6:  # the middle of a volume
+    while cells.ndim > 6:  # the middle slice of a volume
         cells = cells[:, :, :, cells.shape[3] // 2]
     height, width, channels = cells.shape[3:]
     if channels == 2:
@@ -160,19 +171,19 @@ def _as_images(cells: np.ndarray) -> np.ndarray | None:
 
 
 def _drawable(a: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """float64 with NaN for what no axis can show (NaN, ±∞, beyond 1e100), and the range low < high of the rest."""
+    """Returns float64 with NaN for values that no axis can show (NaN, ±∞, beyond 1e100), and the others' low < high."""
     a = a.astype(np.float64)
     a = np.where(np.abs(a) < 1e100, a, np.nan)
     shown = a[~np.isnan(a)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 0.0)
     if high - low > 1e-9 * max(-low, high):
         return a, low, high
-    margin = 0.5 * abs(low) or 0.5  # one value alone
+    margin = 0.5 * abs(low) or 0.5  # all values are equal
     return a, low - margin, high + margin
 
 
 def _scatter(cells: np.ndarray) -> Callable[[Axes, int, int], None]:
-    """Draws the first two coordinates of the vectors of a cell, on axes that are the same for all cells."""
+    """Returns a function that scatters the first two coordinates of a cell's vectors; all cells share their axes."""
     points, low, high = _drawable(cells[..., :2])
     limit = 1.05 * max(-low, high)
 
@@ -184,7 +195,7 @@ def _scatter(cells: np.ndarray) -> Callable[[Axes, int, int], None]:
 
 
 def _histogram(cells: np.ndarray) -> Callable[[Axes, int, int], None]:
-    """Draws how often the values of a cell fall into bins that are the same for all cells, and says their range."""
+    """Returns a function that draws a histogram of a cell's values and their range; all cells share their bins."""
     values, low, high = _drawable(cells.reshape(*cells.shape[:2], -1))
     edges = np.linspace(low, high, BINS + 1)
     counts = [[np.histogram(cell[~np.isnan(cell)], edges)[0] for cell in row] for row in values]
@@ -199,8 +210,8 @@ def _histogram(cells: np.ndarray) -> Callable[[Axes, int, int], None]:
 
 
 def _labelled(cells: np.ndarray, rows: Sequence[str], columns: Sequence[str], images: bool) -> np.ndarray:
-    """A figure with labels, uint8 ``(h, w, 3)``: cells of images as blocks of them, others as plots."""
-    # Matplotlib without pyplot: no global state, no display.
+    """Returns a labelled figure, uint8 ``(h, w, 3)``, with a block of images or a plot in each cell."""
+    # Without pyplot: no global state, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -212,7 +223,7 @@ def _labelled(cells: np.ndarray, rows: Sequence[str], columns: Sequence[str], im
         draw = _scatter(cells) if cells.ndim == 4 and cells.shape[-1] > 1 else _histogram(cells)
         dpi, height, width = 100, PANEL, PANEL
 
-    # Everything is laid out in pixels, so that no image is resampled.
+    # The layout is in pixels, so that no image is resampled.
     left, gap, letters = 70, 14, max(10, width // 8)
     titles = ["\n".join(textwrap.wrap(text.replace(",", ", "), letters)) for text in columns]
     top = 14 + 18 * max((1 + title.count("\n") for title in titles if title), default=0)

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from flowguide import condition
-from flowguide.condition import Condition, Vector
+from flowguide.condition import Condition
 from flowguide.solvers.solver import over
 from flowguide.typing import Array, CondVelocity
 
 GAMMA = "gamma"  # the condition field that gives the guidance scale to a γ-conditioned network
-GAMMA_FIELD = Vector(1)
 
 
 def with_gamma(c: Condition, gamma: Array | float) -> Condition:
@@ -64,11 +63,17 @@ class Target(NamedTuple):
       residual: the loss is its mean square. No gradient flows through the teacher or through a pass for ∅.
       gammas: the range of γ of a γ-conditioned network; None if the network does not take γ.
       quantile: [0, 1] -> γ, the quantile function of the distribution of γ; only used if ``gammas`` is given.
+      guided: the γ of which the trained velocity is the guided one; None if it is a plain velocity or takes γ.
+      needs_null: whether the network must learn u(t, x, ∅) on the way.
+      teacher: folder of the run that teaches; None if the network, or its moving average, is its own teacher.
     """
 
     residual: Residual
     gammas: tuple[float, float] | None = None
     quantile: Callable[[Array], Array] = jnp.ones_like
+    guided: float | None = None
+    needs_null: bool = False
+    teacher: str | None = None
 
 
 def plain() -> Target:
@@ -93,7 +98,7 @@ def model_guidance(gamma: float = 2.0) -> Target:
         push = teacher(*seen) - teacher(*_without(seen))
         return velocity(*seen) - (u + w * jax.lax.stop_gradient(push))
 
-    return Target(residual)
+    return Target(residual, guided=gamma, needs_null=True)
 
 
 def guidance_free(low: float = 0.2) -> Target:
@@ -117,13 +122,14 @@ def guidance_free(low: float = 0.2) -> Target:
         beta = over(1 / gamma, x)
         return beta * velocity(t, x, with_gamma(c, gamma)) + (1 - beta) * jax.lax.stop_gradient(null) - u
 
-    return Target(residual, (1.0, 1 / low), lambda tau: 1 / (1 - (1 - low) * tau))
+    return Target(residual, (1.0, 1 / low), lambda tau: 1 / (1 - (1 - low) * tau), needs_null=True)
 
 
-def distilled(gamma_range: tuple[float, float] = (1.0, 5.0)) -> Target:
+def distilled(gamma_range: tuple[float, float] = (1.0, 5.0), workdir: str = "") -> Target:
     """u(c, γ) − [(1 − γ)·T(∅) + γ·T(c)], γ ~ U(gamma_range), T a network trained before.
 
-    The first stage of the distillation of Meng et al. 2023 (arXiv 2210.03142), where w = γ − 1.
+    The first stage of the distillation of Meng et al. 2023 (arXiv 2210.03142), where w = γ − 1. ``workdir`` is the
+    folder of the teacher's run.
 
     Raises:
       ValueError: if ``gamma_range`` is not two finite numbers in increasing order.
@@ -141,7 +147,7 @@ def distilled(gamma_range: tuple[float, float] = (1.0, 5.0)) -> Target:
         guided = null + over(gamma, x) * (teacher(t, x, c) - null)
         return velocity(t, x, with_gamma(c, gamma)) - jax.lax.stop_gradient(guided)
 
-    return Target(residual, (low, high), lambda tau: low + (high - low) * tau)
+    return Target(residual, (low, high), lambda tau: low + (high - low) * tau, teacher=workdir)
 
 
 def _without(seen: Seen) -> Seen:

@@ -24,6 +24,12 @@ class Velocity(Protocol):
     def __call__(self, t: Array, x: Array, /) -> Array: ...
 
 
+class TreeVelocity(Protocol):
+    """A velocity of any tree of arrays, which the solvers take too: t (), x -> dx/dt of the structure of x."""
+
+    def __call__(self, t: Array, x: PyTree, /) -> PyTree: ...
+
+
 class CondVelocity(Protocol):
     """A conditional velocity u(t, x, c): t ``(B,)``, x ``(B, *D)``, c of batch B -> ``(B, *D)``."""
 

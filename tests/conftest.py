@@ -32,7 +32,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 def pytest_collection_modifyitems(items):
     """The files that take longest go first, so that processes side by side end together."""
-    longest = ("test_checkpoint.py", "test_processes.py", "test_train.py", "test_sample.py", "test_rules.py")
+    longest = (
+        "test_checkpoint_damage.py",
+        "test_checkpoint.py",
+        "test_processes.py",
+        "test_loop.py",
+        "test_draw.py",
+        "test_rules.py",
+    )
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
@@ -50,3 +57,13 @@ def _forget_programs():
 def data_dir(tmp_path_factory):
     """One folder of prepared data for all tests."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def digits(data_dir, tmp_path_factory):
+    """The folder of a tiny run on the digits, for tests that sample from a run."""
+    from tests.support.runs import train_digits
+
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    train_digits(data_dir, workdir)
+    return workdir

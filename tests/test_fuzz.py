@@ -1,4 +1,4 @@
-"""Thousands of random settings, prompts, commands and damaged files: each is used or refused, and none is a traceback.
+"""Thousands of random settings, prompts, commands and damaged files: each is used or refused; none is a traceback.
 
 Every case follows from its kind and number alone: ``KINDS[kind](np.random.default_rng(number), places)`` repeats it.
 """
@@ -16,21 +16,22 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_train import ROOT, small
 
-import train as script
-from flowguide import build, prompts, sampling
-from flowguide.condition import Label, Tokens, Vector
-from flowguide.data import DataInfo, idx, info_from_json, info_to_json, open_dataset, prepare
+from flowguide import build, config, model, sampling, schema
+from flowguide.data import idx, open_dataset, prepare
 from flowguide.data.pixels import decode, encode_png
 from flowguide.errors import UserError
+from flowguide.schema import DataInfo, Images, Label, Tokens, Vector, info_from_json, info_to_json
+from flowguide.schema.fields import value as value_of
+from flowguide.training import loop
+from tests.support.runs import ROOT, small
 
 FIELDS = {
     "hat": Label(("none", "red", "dark blue")),
     "pose": Vector(2),
     "caption": Tokens(4, ("", "a", "happy", "red", "face")),
 }
-INFO = DataInfo("toy", (4, 4, 1), "image", FIELDS)
+INFO = DataInfo("toy", Images((4, 4, 1)), FIELDS)
 
 # What someone, a script or a bad disk may leave in the place of a value.
 ODD = [None, True, False, "", "a", "nan", "\ud800", "\0", "../..", [], {}, [[]], {"name": "x"}, {"a": {"b": []}}]
@@ -106,7 +107,7 @@ def prompt(random, places):
     fields = pick(
         random, [FIELDS, {"hat": FIELDS["hat"]}, {"pose": FIELDS["pose"]}, {"caption": FIELDS["caption"]}, {}]
     )
-    prompts.condition([text], fields)
+    schema.condition([text], fields)
 
 
 def value(random, places):
@@ -114,34 +115,38 @@ def value(random, places):
     given = pick(
         random, [*ODD, np.float64(1e39), np.array([1.0, np.nan]), np.arange(4), np.array("a"), np.zeros((2, 2))]
     )
-    prompts.value(name, given, FIELDS[name])
+    value_of(name, given, FIELDS[name])
 
 
 def settings(random, places):
     """A config in memory, with its choices."""
-    config = build.default().to_dict()
-    for name in build.CHOICES:
-        known = {"network": ("mlp", "unet", "dit"), "times": ("karras", "sway"), "ema": ("power",)}
+    tree = config.default().to_dict()
+    for name in config.CHOICES:
+        known = {"network": ("mlp", "unet", "dit", "os:path", "a:b"), "times": ("karras", "sway"), "ema": ("power",)}
         known |= {"coupling": ("assigned",), "target": ("model_guidance", "guidance_free", "distilled")}
-        known |= {"weight": ("min_snr",), "layout": ("fsdp",)}
+        known |= {"weight": ("min_snr",), "layout": ("fsdp",), "path": ("vp", "trig")}
+        known |= {"optimizer": ("lion", "muon", "sgd")}
         if random.random() < 0.3:
-            config[name] = {"name": pick(random, known[name])}
+            tree[name] = {"name": pick(random, known[name])}
     own = ["width", "heads", "patch", "dtype", "attention", "rho", "k", "std", "gamma", "low", "gamma_range", "limit"]
+    own += ["beta_min", "beta", "b1", "momentum", "nesterov"]
     for _ in range(random.integers(1, 3)):
         if random.random() < 0.4:
-            config[pick(random, build.CHOICES)][pick(random, own)] = pick(random, ODD)
+            tree[pick(random, config.CHOICES)][pick(random, own)] = pick(random, ODD)
         else:
-            change(random, config)
+            change(random, tree)
     try:
-        config = ConfigDict(config)
+        c = ConfigDict(tree)
     except Exception:
         return  # it is no ConfigDict, so no config that our code could be given
-    build.check_numbers(config, 1)
-    build.recipe(config)
-    build.profile(config)
-    build.optimizer(config)
-    build.layout(config, jax.devices()[:1])
-    build.network(config, INFO)
+    config.check_types(c)
+    config.complete(c)
+    config.check_numbers(c, 1)
+    build.recipe(c)
+    build.average(c)
+    build.optimizer(c)
+    build.layout(c, jax.devices()[:1])
+    model.from_config(c, INFO)
 
 
 def config_file(random, places):
@@ -206,7 +211,8 @@ FLAGS = {  # of each script
     "sample.py": "cond negative gamma guidance compose perturb interval grid sampler solver steps eta tolerance seed "
     "num step out export weak schedule until clip",
     "train.py": "config config.lr config.steps config.times config.times.name config.data.name config.data.split "
-    "config.drop_field_rate config.preview.gammas config.network.width config.seed config. workdir stop_after x",
+    "config.drop_field_rate config.preview.gammas config.network.width config.seed config. workdir stop_after x "
+    "config.path config.path.name config.path.beta_min config.optimizer.name config.optimizer config.network.name",
 }
 
 # Of 2,000 cases, how many of each kind; what reads a whole checkpoint takes longest.
@@ -267,25 +273,20 @@ def test_a_hundred_odd_inputs_are_used_or_refused(places):
 
 @pytest.mark.slow
 def test_two_thousand_odd_inputs_are_used_or_refused(places, data_dir):
-    script.train(small(data_dir, steps=2, warmup=1), places.run)
+    loop.train(small(data_dir, steps=2, warmup=1), places.run)
     check([(kind, number) for kind, count in KINDS.items() for number in range(count)], places)
 
 
 RUN_ALL = """
-import json, sys, traceback
-from absl import flags
-from flowguide import cli
+import importlib, json, sys, traceback
+from flowguide.cli import command
 name = sys.argv[1]
-script = __import__(name.removesuffix(".py"))
-def main():
-    if name == "sample.py":
-        script.main()
-for number, arguments in enumerate(json.load(sys.stdin)):
-    for flag in flags.FLAGS:
-        flags.FLAGS[flag].unparse()
-    sys.argv = [name, *arguments]
+asked = importlib.import_module("flowguide.cli." + name.removesuffix(".py")).COMMAND
+if name == "train.py":
+    asked = asked._replace(main=lambda values: None)
+for arguments in json.load(sys.stdin):
     try:
-        cli.run_script(main)
+        command.run(asked, name, arguments)
     except SystemExit:
         pass
     except BaseException:
@@ -297,7 +298,8 @@ for number, arguments in enumerate(json.load(sys.stdin)):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLAGS)
 def test_odd_commands_are_one_line(name):
-    asked = [["--workdir=nowhere", *arguments(np.random.default_rng(i), name)] for i in range(COMMANDS)]
+    first = ["--workdir=nowhere", *["--config=points"] * (name == "train.py")]
+    asked = [[*first, *arguments(np.random.default_rng(i), name)] for i in range(COMMANDS)]
     command = [sys.executable, "-c", RUN_ALL, name]
     done = subprocess.run(command, cwd=ROOT, input=json.dumps(asked), capture_output=True, text=True, check=True)
     told = done.stdout.splitlines()

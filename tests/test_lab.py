@@ -12,7 +12,7 @@ from flowguide import analytic, lab
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     out = tmp_path_factory.mktemp("lab") / "lab.png"
-    command = [sys.executable, "-m", "flowguide.lab", "--gamma=3", "--num=4000", "--steps=50", f"--out={out}"]
+    command = [sys.executable, "-m", "flowguide", "lab", "--gamma=3", "--num=4000", "--steps=50", f"--out={out}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout, out
 

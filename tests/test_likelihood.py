@@ -103,7 +103,7 @@ def test_jit_and_gradient_with_checkpoints():
         ).log_density.sum()
     )
     score = jax.grad(run)(x1)
-    np.testing.assert_allclose(score, analytic.score(JOINT, paths.linear())(1.0, x1, c), atol=0.05)
+    np.testing.assert_allclose(score, analytic.score(JOINT, paths.linear())(jnp.asarray(1.0), x1, c), atol=0.05)
 
 
 def test_refuses_what_cannot_be():

@@ -9,12 +9,12 @@ import threading
 import time
 
 import pytest
-from test_train import ROOT, small
 
-import train as script
 from flowguide import lock
 from flowguide.errors import UserError
 from flowguide.lock import only_trainer
+from flowguide.training import loop
+from tests.support.runs import ROOT, small
 
 HOLD = """
 import sys, time
@@ -31,23 +31,24 @@ def test_a_second_trainer_is_refused_and_leaves_the_folder_alone(data_dir, tmp_p
     with only_trainer(tmp_path):
         before = sorted(tmp_path.iterdir())
         with pytest.raises(UserError, match=rf"process {os.getpid()} on {socket.gethostname()} trains in .* --workdir"):
-            script.train(config, tmp_path)
+            loop.train(config, tmp_path)
         assert sorted(tmp_path.iterdir()) == before
-    assert int(script.train(config, tmp_path).step) == 4
-    assert int(script.train(small(data_dir, steps=6), tmp_path).step) == 6
+    assert int(loop.train(config, tmp_path).step) == 4
+    assert int(loop.train(small(data_dir, steps=6), tmp_path).step) == 6
 
 
 def test_a_failed_start_does_not_hold_the_folder(data_dir, tmp_path):
-    script.train(small(data_dir, steps=4), tmp_path)
+    loop.train(small(data_dir, steps=4), tmp_path)
     with pytest.raises(UserError, match="another config") as kept:
-        script.train(small(data_dir, steps=4, lr=0.1), tmp_path)
-    script.train(small(data_dir, steps=5), tmp_path)
+        loop.train(small(data_dir, steps=4, lr=0.1), tmp_path)
+    loop.train(small(data_dir, steps=5), tmp_path)
     assert kept.traceback  # which holds whatever the start that failed had opened
 
 
 def test_a_killed_owner_holds_nothing(tmp_path):
     """It is refused while it lives, also while it is stopped, and taken at once when it is gone."""
     owner = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
     assert owner.stdout.readline() == "held\n"
     for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
         with pytest.raises(UserError, match=f"process {owner.pid} on "), only_trainer(tmp_path):

@@ -1,5 +1,7 @@
 """The loss: its exact minimum, its independence of the layout of the batch, and couplings."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import scipy.special
 from scipy.optimize import linear_sum_assignment
 
-from flowguide import analytic, build, couplings, losses, paths, times
+from flowguide import analytic, couplings, losses, paths, times
 from flowguide.condition import given
+from flowguide.training import transport
 
 N = 50_000
 GAUSSIAN = analytic.mixture([1.0], [[0.5, -1.0]], jnp.array([[[0.5, 0.2], [0.2, 1.0]]]))
@@ -78,15 +81,15 @@ def test_sinkhorn_draws_from_a_plan_between_the_assignment_and_independence():
         return np.mean([jnp.mean(jnp.sum((d - x1) ** 2, -1)) for d in drawn]), np.mean(drawn)
 
     best, _ = cost(couplings.minibatch(ASSIGNED))
-    sharp, mean = cost(jax.jit(build.COUPLINGS["sinkhorn"](0.002)))
-    flat, _ = cost(jax.jit(build.COUPLINGS["sinkhorn"](100.0)))
+    sharp, mean = cost(jax.jit(transport.COUPLINGS["sinkhorn"](0.002)))
+    flat, _ = cost(jax.jit(transport.COUPLINGS["sinkhorn"](100.0)))
     assert best * 0.99 < sharp < 1.1 * best
     every = float(jnp.mean(jnp.sum((x0[:, None] - x1) ** 2, -1)))
     assert flat == pytest.approx(every, rel=0.1)
     assert abs(mean - float(x0.mean())) < 0.05
 
 
-COUPLINGS = [build.COUPLINGS[name] for name in ("assigned", "sinkhorn")]
+COUPLINGS = [transport.COUPLINGS[name] for name in ("assigned", "sinkhorn")]
 
 
 @pytest.mark.parametrize("make", COUPLINGS, ids=["assigned", "sinkhorn"])
@@ -195,6 +198,7 @@ def test_classification_is_the_weighted_cross_entropy_of_noisy_data():
     alpha, sigma = np.sin(np.pi / 2 * t), np.cos(np.pi / 2 * t)
     assert np.abs((x - 100 * alpha[:, None]) / sigma[:, None])[t < 0.9].max() < 4.5  # the noise x0
     scores = x @ np.asarray(matrix, np.float64)
-    log_p = scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
+    total: Any = scipy.special.logsumexp(scores, axis=1, keepdims=True)
+    log_p = scores - total
     weight = (sigma / (np.pi / 2)) ** 2  # Δ = π/2
     np.testing.assert_allclose(got, -weight * log_p[index, labels], rtol=1e-4, atol=1e-4)

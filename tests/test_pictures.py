@@ -116,3 +116,8 @@ def test_every_array_has_a_picture(shape, kind, tmp_path):
     assert np.asarray(Image.open(tmp_path / "f.png")).shape == pixels.shape
     assert min(pixels.shape[:2]) > 60
     assert pixels.std() > 1
+
+
+def test_previews_are_pictures(digits):
+    with Image.open(digits / "previews" / "00000003.png") as picture:
+        assert min(picture.size) > 100

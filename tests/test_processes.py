@@ -11,11 +11,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_train import ROOT, small
 
-import train as script
 from flowguide import checkpoint, processes, sampling
 from flowguide.errors import UserError
+from flowguide.training import loop
+from tests.support.runs import ROOT, small
 
 BOUND = 60  # seconds for the others to end, on a loaded machine; the heartbeat is 20
 STEPS = 80
@@ -73,10 +73,24 @@ def wait_for_a_new_checkpoint(workdir, pair):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("name", ["train", "sample"])
+def test_a_command_joins_the_others_before_jax_looks_for_devices(name, config, tmp_path):
+    """JAX refuses afterwards; a check of the flags that computes something is enough for that."""
+    program = (
+        "import sys\nfrom jax._src.xla_bridge import backends_are_initialized\nfrom flowguide import cli, processes\n\n"
+        "def start(*_):\n    print(backends_are_initialized())\n    sys.exit(0)\n\n"
+        "processes.start = start\ncli.main(sys.argv[1:])\n"
+    )
+    arguments = [f"--config={config}"] if name == "train" else ["--cond=1", "--gamma=2", "--guidance=apg"]
+    command = [sys.executable, "-c", program, name, f"--workdir={tmp_path}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_run_through_faults(config, data_dir, tmp_path):
     """Killed, preempted, its newest checkpoint damaged, its layout changed: the end is that of one process."""
-    expected = script.train(small(data_dir, **changes()), tmp_path / "one")
+    expected = loop.train(small(data_dir, **changes()), tmp_path / "one")
     workdir = tmp_path / "two"
     train = ("train.py", f"--config={config}", f"--workdir={workdir}")
 
@@ -99,7 +113,7 @@ def test_two_processes_are_one_run_through_faults(config, data_dir, tmp_path):
         time.sleep(0.2)
     codes, outputs = finish(pair)
     assert codes == [0, 0], outputs
-    assert "the same command goes on from there" in outputs[0]
+    assert "the same command resumes from there" in outputs[0]
     steps = sorted(int(p.name) for p in checkpoint.folder(workdir).iterdir())
     assert steps[-1] < STEPS
 

@@ -23,7 +23,7 @@ def product(weights, count, path=None):
     velocity = analytic.velocity(LAW, path or paths.linear())
     conditions = [given(jnp.full(count, k)) for k in range(2)]
     p = tilted.product([Reference(velocity, c) for c in conditions], weights)
-    density = np.prod([lab.normal(*law, lab.AXIS) ** w for *law, w in zip(MEANS, VARIANCES, weights, strict=True)], 0)
+    density = np.prod([lab.normal(m, v, lab.AXIS) ** w for m, v, w in zip(MEANS, VARIANCES, weights, strict=True)], 0)
     z = np.trapezoid(density, lab.AXIS)
     mean = np.trapezoid(density * lab.AXIS, lab.AXIS) / z
     return p, mean, np.trapezoid(density * (lab.AXIS - mean) ** 2, lab.AXIS) / z, z

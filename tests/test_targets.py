@@ -1,5 +1,7 @@
 """Training targets: their minimisers are the exact guided fields, and no others."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import optax
 import pytest
 
 from flowguide import analytic, condition, losses, paths, targets, times
-from flowguide.condition import Condition, Label, given
+from flowguide.condition import Condition, given
 from flowguide.networks import MLP, as_network
-from flowguide.targets import GAMMA, GAMMA_FIELD, with_gamma
+from flowguide.schema import Batch, Label, Vector
+from flowguide.targets import GAMMA, with_gamma
 from flowguide.training import ema
-from flowguide.training.step import Batch, init_state, make_loss, make_step
+from flowguide.training.step import init_state, make_loss, make_step
 
 N, P = 4096, paths.linear()
 LAW = analytic.mixture(
@@ -124,7 +127,7 @@ def test_residuals_are_their_formulas():
 
         return answer
 
-    def of(base, present, told=0.0):
+    def of(base, present, told: float | np.ndarray = 0.0):
         return (base + t * 0.5 + np.where(present, label + 2.0, -3.0) + 0.1 * told)[:, None] * x
 
     seen = targets.Seen(jnp.asarray(t), jnp.asarray(x), Condition({"label": label}, {"label": jnp.asarray(present)}))
@@ -146,8 +149,8 @@ def test_ranges_of_gamma_by_default_are_those_of_the_papers():
     """GFT draws β from 0.2 to 1; Meng et al. distil w from 0 to 4, which is γ from 1 to 5; MG uses w = 1/2."""
     assert targets.guidance_free().gammas == (1.0, 5.0)
     assert targets.distilled().gammas == (1.0, 5.0)
-    np.testing.assert_allclose(targets.guidance_free(0.25).quantile(np.array([0.0, 0.5, 1.0])), [1.0, 1.6, 4.0])
-    np.testing.assert_allclose(targets.distilled((2.0, 6.0)).quantile(np.array([0.0, 0.25, 1.0])), [2.0, 3.0, 6.0])
+    np.testing.assert_allclose(targets.guidance_free(0.25).quantile(jnp.array([0.0, 0.5, 1.0])), [1.0, 1.6, 4.0])
+    np.testing.assert_allclose(targets.distilled((2.0, 6.0)).quantile(jnp.array([0.0, 0.25, 1.0])), [2.0, 3.0, 6.0])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_gamma_is_drawn_as_said(target, law):
 
 
 def test_a_network_is_told_gamma():
-    network = as_network(lambda rngs: MLP((2,), {"label": Label(("a", "b")), GAMMA: GAMMA_FIELD}, width=8, rngs=rngs))
+    network = as_network(lambda rngs: MLP((2,), {"label": Label(("a", "b")), GAMMA: Vector(1)}, width=8, rngs=rngs))
     params = jax.tree.map(lambda a: a + 0.1, network.init(jax.random.key(0)))
     c = given({"label": jnp.array([0, 1])})
     x = jnp.ones((2, 2))
@@ -187,6 +190,9 @@ def test_a_network_is_told_gamma():
         with_gamma(given(jnp.array([0, 1])), 2.0)
 
 
+ALONE: Any = (3.0,)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -194,7 +200,7 @@ def test_a_network_is_told_gamma():
         (lambda: targets.guidance_free(0.0), "got low=0.0"),
         (lambda: targets.guidance_free(1.0), "got low=1.0"),
         (lambda: targets.distilled((3.0, 1.0)), r"the lower first; got \(3.0, 1.0\)"),
-        (lambda: targets.distilled((3.0,)), "two finite numbers"),
+        (lambda: targets.distilled(ALONE), "two finite numbers"),
     ],
 )
 def test_ranges_that_are_none_are_refused(make, message):
@@ -207,7 +213,7 @@ def test_ranges_that_are_none_are_refused(make, message):
 def test_a_network_becomes_the_guided_field(name):
     """In one pass, although the plain conditional field is far from it; only distilled has an exact teacher."""
     target, exact, _, _ = CASES[name]
-    fields = {"label": Label(("a", "b")), **({GAMMA: GAMMA_FIELD} if target.gammas else {})}
+    fields = {"label": Label(("a", "b")), **({GAMMA: Vector(1)} if target.gammas else {})}
     network = as_network(lambda rngs: MLP((2,), fields, width=64, depth=2, rngs=rngs))
     recipe = losses.Recipe(P, times.uniform(), target=target)
     teacher = (lambda params, t, x, c: EXACT(t, x, c)) if name == "distilled" else None

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Checks the tests: breaks one token of a formula at a time and counts how often a test notices.
+"""Mutation testing: breaks one token of a formula at a time and counts how many mutants the tests kill.
 
-The list is tools/mutants.toml. A mutant is one line of it, ``name: code «old → new» code``: inside the top-level
-definition ``name`` of the file, the code must occur exactly once. A line that ends in ``  # reason`` is a mutant that
-no test can be expected to notice, and says why; it still counts as one that survived.
+tools/mutants.toml lists the mutants, one per line, ``name: code «old → new» code``: the code must occur exactly once
+inside the top-level definition ``name`` of the file. A line that ends in ``  # reason`` is a mutant that no test can be
+expected to kill, with the reason; it still counts as survived.
 
     python tools/mutate.py                      # all mutants, two at a time
     python tools/mutate.py --only=exponential   # those whose file or line matches a regular expression
     python tools/mutate.py --list
 
-Each mutant runs the tests named beside it in a forked process that imports the mutated source from memory: no file is
-touched. Before that, the same tests run on the source as it is and must pass. A failed test kills a mutant, and so does
-a run that takes too long. A mutant that cannot be imported, or whose tests cannot be collected, is an error.
+Each mutant runs its tests in a forked process that imports the mutated source from memory: no file is changed. Before
+that, the same tests run on the original source and must pass. A failed test or a timeout kills a mutant. A mutant that
+cannot be imported, or whose tests cannot be collected, is an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tools" / "mutants.toml"
@@ -51,11 +51,11 @@ class Mutant(NamedTuple):
     """One change of one file.
 
     Attributes:
-      file: path from the root of the repository.
-      line: the line of the list.
+      file: path relative to the root of the repository.
+      line: its line in the list.
       tests: arguments for pytest.
-      source: the whole file, changed.
-      reason: why no test can notice; empty for mutants that a test must kill.
+      source: the mutated source of the whole file.
+      reason: why no test can kill it; empty for mutants that a test must kill.
     """
 
     file: str
@@ -72,10 +72,10 @@ class Outcome(NamedTuple):
 
 
 def read(path: Path = LIST) -> list[Mutant]:
-    """All mutants of a list.
+    """Returns all mutants of a list.
 
     Raises:
-      ValueError: if a line has another form, or its code is not found exactly once.
+      ValueError: if a line is malformed, or its code does not occur exactly once.
     """
     mutants = []
     for file, groups in tomllib.loads(path.read_text()).items():
@@ -107,7 +107,7 @@ def _changed(source: str, scopes: dict[str, tuple[int, int]], line: str) -> str:
 
 
 def _scopes(source: str) -> dict[str, tuple[int, int]]:
-    """Where each top-level definition starts and ends, as offsets."""
+    """Returns the start and end offset of each top-level definition."""
     lines = source.splitlines(keepends=True)
     offsets = [0]
     for line in lines:
@@ -122,8 +122,8 @@ def _scopes(source: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-class _FromMemory(SourceFileLoader):
-    """Loads a module from a source in memory, never from a .pyc."""
+class _MemoryLoader(SourceFileLoader):
+    """Loads a module from source in memory, never from a .pyc."""
 
     def __init__(self, name: str, path: Path, source: str):
         super().__init__(name, str(path))
@@ -133,8 +133,8 @@ class _FromMemory(SourceFileLoader):
         return compile(self.source, self.path, "exec", dont_inherit=True)
 
 
-class _Serve(importlib.abc.MetaPathFinder):
-    """Finds the one module that a mutant changes."""
+class _MutantFinder(importlib.abc.MetaPathFinder):
+    """Finds the module that a mutant changes."""
 
     def __init__(self, mutant: Mutant):
         self.mutant, self.name = mutant, mutant.file.removesuffix(".py").replace("/", ".")
@@ -142,20 +142,20 @@ class _Serve(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        loader = _FromMemory(fullname, ROOT / self.mutant.file, self.mutant.source)
+        loader = _MemoryLoader(fullname, ROOT / self.mutant.file, self.mutant.source)
         return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
 
 
 def test(tests: str, mutant: Mutant | None, cache: Path) -> int:
-    """Runs tests in this process, on a mutant or on the source as it is, and returns pytest's exit code."""
+    """Runs tests in this process, on a mutant or on the original source, and returns pytest's exit code."""
     import jax
     import pytest
 
-    # Only programs of the source as it is are worth keeping.
+    # Only programs of the original source are worth caching.
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e6 if mutant else 0)
     if mutant:
-        sys.meta_path.insert(0, _Serve(mutant))
+        sys.meta_path.insert(0, _MutantFinder(mutant))
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--rootdir", str(ROOT)]
     return int(pytest.main([*options, *shlex.split(tests)]))
 
@@ -174,7 +174,7 @@ class _Running(NamedTuple):
 
 
 def run(jobs: Sequence[Job], caches: Sequence[Path]) -> Iterator[tuple[Job, Outcome]]:
-    """Runs each job in a forked process, as many at once as there are caches, and yields it when it has ended."""
+    """Runs each job in a forked process, one at a time per cache, and yields it when it has ended."""
     waiting, running, free = list(reversed(jobs)), {}, list(range(len(caches)))
     folder = Path(tempfile.mkdtemp(prefix="flowguide-mutants-"))
     try:
@@ -210,7 +210,7 @@ def _fork(job: Job, cache: Path, output: Path) -> int:
         return pid
     code = 3
     try:
-        os.setsid()  # a group of its own, to be killed with all that it starts
+        os.setsid()  # a process group of its own, so that killing it kills its children too
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -223,21 +223,21 @@ def _fork(job: Job, cache: Path, output: Path) -> int:
 
 
 def prepare() -> None:
-    """Imports what takes long, in the environment of the tests, and nothing of flowguide."""
+    """Imports the slow dependencies, in the environment of the tests, but nothing of flowguide."""
     os.environ["FLOWGUIDE_TESTS"] = "quick"
-    runpy.run_path(str(ROOT / "tests" / "conftest.py"))  # sets what JAX reads when it is imported
+    runpy.run_path(str(ROOT / "tests" / "conftest.py"))  # sets environment variables that JAX reads on import
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     for name in HEAVY:
         importlib.import_module(name)
-    # No backend exists yet, so there are no threads of JAX that a fork could lose.
+    # JAX has no backend yet, so it has no threads that a fork could lose.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\)")
     loaded = [name for name in sys.modules if name.split(".")[0] == "flowguide"]
     assert not loaded, f"flowguide is already imported: {loaded}"
 
 
 def share(caches: Sequence[Path]) -> None:
-    """Gives every cache what the others have."""
+    """Copies the entries of each cache to all others, as hard links."""
     for source in caches:
         for file in source.iterdir():
             for target in caches:
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression over 'file: line'")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="mutants at a time (default: %(default)s)")
-    parser.add_argument("--verbose", action="store_true", help="print what killed each mutant")
+    parser.add_argument("--verbose", action="store_true", help="print the test that killed each mutant")
     args = parser.parse_args(arguments)
 
     chosen = [m for m in read() if re.search(args.only, f"{m.file}: {m.line}")]
@@ -268,9 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cache.mkdir(exist_ok=True)
     selections = list(dict.fromkeys(m.tests for m in chosen))
     seconds = {}
-    for job, outcome in progress("source as it is", run([Job(t, None, 600.0) for t in selections], caches), selections):
+    for job, outcome in progress("original source", run([Job(t, None, 600.0) for t in selections], caches), selections):
         if outcome.verdict != "survived":
-            print(f"\nThese tests do not pass on the source as it is: {job.tests}\n{outcome.output[-3000:]}")
+            print(f"\nThese tests do not pass on the original source: {job.tests}\n{outcome.output[-3000:]}")
             return 2
         seconds[job.tests] = outcome.seconds
     share(caches)
@@ -279,18 +279,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for job, outcome in progress("mutants", run(jobs, caches), jobs):
         outcomes[job.mutant] = outcome
         if args.verbose or outcome.verdict == "error":
-            _say(job.mutant, outcome)
+            _print_outcome(job.mutant, outcome)
     return report(outcomes)
 
 
-def progress(what: str, jobs: Iterator[tuple[Job, Outcome]], all_jobs: Sequence) -> Iterator[tuple[Job, Outcome]]:
+def progress(what: str, jobs: Iterator[tuple[Job, Outcome]], all_jobs: Sequence[Any]) -> Iterator[tuple[Job, Outcome]]:
     from tqdm import tqdm
 
     return iter(tqdm(jobs, what, total=len(all_jobs), mininterval=5, smoothing=0.05))
 
 
-def _say(mutant: Mutant | None, outcome: Outcome) -> None:
-    write: Callable = importlib.import_module("tqdm").tqdm.write
+def _print_outcome(mutant: Mutant | None, outcome: Outcome) -> None:
+    write: Callable[..., object] = importlib.import_module("tqdm").tqdm.write
     assert mutant is not None
     write(f"{outcome.verdict:8} {outcome.seconds:5.1f} s  {mutant.file}: {mutant.line}")
     lines = outcome.output.strip().splitlines()
@@ -299,7 +299,7 @@ def _say(mutant: Mutant | None, outcome: Outcome) -> None:
 
 
 def report(outcomes: dict[Mutant, Outcome]) -> int:
-    """Prints how many mutants died in each file, and which did not; returns the exit code."""
+    """Prints the number of killed mutants per file, and the survivors; returns the exit code."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for mutant, outcome in outcomes.items():
         counts[mutant.file][0] += 1
@@ -318,10 +318,10 @@ def report(outcomes: dict[Mutant, Outcome]) -> int:
         return [m for m, o in outcomes.items() if o.verdict in verdicts and reason in (None, bool(m.reason))]
 
     errors = those("error")
-    show("No mutant: it cannot be imported, or its tests cannot be collected", errors)
-    show("Killed by running too long", those("timeout"))
-    show("Killed, though its line gives a reason why it survives: delete the reason", those("killed", reason=True))
-    show("Survived, for a reason", those("survived", reason=True))
+    show("Error: the mutant cannot be imported, or its tests cannot be collected", errors)
+    show("Killed by a timeout", those("timeout"))
+    show("Killed, although its line gives a reason to survive: delete the reason", those("killed", reason=True))
+    show("Survived, with a reason", those("survived", reason=True))
     show("Survived", those("survived", reason=False))
     killed, total = sum(k for _, k in counts.values()), len(outcomes)
     print(f"\n{killed} of {total} mutants killed: {100 * killed / total:.1f} %")

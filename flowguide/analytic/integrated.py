@@ -22,7 +22,7 @@ NEAR_NOISE = 1e-6  # t where a solve from pure noise starts; up to it the expans
 
 
 def integrated_moments(
-    gamma: float | Callable[[float], float],
+    gamma: float | Callable[[float], float | np.ndarray],
     path: Path,
     mean_null: ArrayLike,
     covariance_null: ArrayLike,

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from flowguide import paths
 from flowguide.condition import Condition
@@ -52,7 +53,9 @@ class Joint(NamedTuple):
     covariance_c: Array
 
 
-def joint(mean_x: Array, mean_c: Array, covariance_x: Array, cross: Array, covariance_c: Array) -> Joint:
+def joint(
+    mean_x: ArrayLike, mean_c: ArrayLike, covariance_x: ArrayLike, cross: ArrayLike, covariance_c: ArrayLike
+) -> Joint:
     """Builds a joint Gaussian from arrays or nested lists.
 
     Raises:
@@ -66,7 +69,7 @@ def joint(mean_x: Array, mean_c: Array, covariance_x: Array, cross: Array, covar
     return law
 
 
-def observation(matrix: Array, noise: Array | float) -> Joint:
+def observation(matrix: ArrayLike, noise: ArrayLike) -> Joint:
     """x|c ~ N(A·c, noise·I or noise) with c ~ N(0, I): ``matrix`` A ``(d, k)``, ``noise`` () or ``(d, d)``.
 
     With A = 1 and noise 1 this is the example for which Bradley & Nakkiran (2024) show what guidance samples.
@@ -100,7 +103,7 @@ def _covariances(law: Mixture | Joint) -> Array:
     return jnp.stack([law.covariance_x, law.covariance_x - _gain(law) @ law.cross.T])
 
 
-def mixture(weights: Array, means: Array, covariances: Array, labels: Array | None = None) -> Mixture:
+def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, labels: ArrayLike | None = None) -> Mixture:
     """Builds a mixture; covariances may be variances, () or ``(K,)``. By default each component is its own class."""
     means = jnp.asarray(means, float)
     covariances = jnp.asarray(covariances, means.dtype)
@@ -158,7 +161,7 @@ def score(law: Mixture | Joint, p: Path) -> CondVelocity:
     return s
 
 
-def log_density(law: Mixture | Joint, p: Path, t: Array, x: Array, c: Condition) -> Array:
+def log_density(law: Mixture | Joint, p: Path, t: Array | float, x: Array, c: Condition) -> Array:
     """Returns log p_t(x|c) ``(B,)``; log p_t(x) where c is null."""
     spectrum = jnp.linalg.eigh(_covariances(law))
     if isinstance(law, Joint):
@@ -205,12 +208,14 @@ def _only(c: Condition) -> tuple[Array, Array]:
     return value, present
 
 
-def _each(t: Array, x: Array) -> Array:
+def _each(t: Array | float, x: Array) -> Array:
     """Broadcasts t () or ``(B,)`` to ``(B,)``, in the dtype of x."""
     return jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
 
 
-def _gaussian(law: Joint, spectrum: _Spectrum, p: Path, t: Array, x: Array, c: Condition) -> tuple[Array, Array, Array]:
+def _gaussian(
+    law: Joint, spectrum: _Spectrum, p: Path, t: Array | float, x: Array, c: Condition
+) -> tuple[Array, Array, Array]:
     """Returns velocity, score and log-density of a single Gaussian; S = α²Σ + σ²I."""
     t = _each(t, x)[:, None]
     a, b, da, db = p.alpha(t), p.sigma(t), p.d_alpha(t), p.d_sigma(t)
@@ -230,7 +235,7 @@ def _gaussian(law: Joint, spectrum: _Spectrum, p: Path, t: Array, x: Array, c: C
     return u, rotate(-residual / s, "de,be->bd"), log_p
 
 
-def _posterior(m: Mixture, spectrum: _Spectrum, p: Path, t: Array, x: Array, c: Condition) -> _Posterior:
+def _posterior(m: Mixture, spectrum: _Spectrum, p: Path, t: Array | float, x: Array, c: Condition) -> _Posterior:
     t = _each(t, x)[:, None, None]
     eigenvalues, basis = spectrum
     s = p.alpha(t) ** 2 * eigenvalues + p.sigma(t) ** 2

@@ -1,7 +1,7 @@
-"""MNIST and its kin from their four IDX files, without TensorFlow.
+"""Reads MNIST and similar sets from their four IDX files, without TensorFlow.
 
-The stock TFDS builders of this family unpack and encode their files through TensorFlow. Here such a builder keeps
-its name, version and features, and so the folder that it writes; only where its examples come from is replaced.
+The stock TFDS builders of these sets unpack and encode their files through TensorFlow. This module replaces only the
+source of their examples: a builder keeps its name, version and features, and so the folder it writes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from flowguide.data.errors import DataError
 from flowguide.data.pixels import encode_png
+from flowguide.errors import DataError
 
 FAMILY = ("mnist", "fashion_mnist", "kmnist")
 FILES = {  # images and labels of each split
@@ -29,8 +29,8 @@ FILES = {  # images and labels of each split
 
 _LARGEST = 2**28  # bytes; MNIST's largest file has 47 million
 
-# SHA-256 of *unpacked* files. TFDS knows that of the .gz alone, which changes with the name and date in its header;
-# these were taken after the .gz, with its original header, had passed TFDS's own check.
+# SHA-256 of *unpacked* files. TFDS has only that of the .gz, which depends on the name and date in its header. These
+# were computed from .gz files with their original header, after they had passed TFDS's check.
 _UNPACKED = {
     "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888": "fashion_mnist",
     "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9": "fashion_mnist",
@@ -40,14 +40,14 @@ _UNPACKED = {
 
 
 def read_from_idx(builder: Any, folder: str | Path | None = None) -> None:
-    """Lets a stock builder of ``FAMILY`` take its examples from IDX files.
+    """Makes a stock builder of ``FAMILY`` take its examples from IDX files.
 
     Args:
       builder: the TFDS builder; its ``_split_generators`` is replaced.
-      folder: where the user's own four files are, .gz or unpacked; without it they are downloaded.
+      folder: folder of the user's four files, .gz or unpacked; without it they are downloaded.
 
     Raises:
-      DataError: later, when the builder prepares: where a file is missing, damaged, or another data set's.
+      DataError: later, while the builder prepares, if a file is missing, damaged or another data set's.
     """
 
     def splits(dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -63,24 +63,24 @@ def read_from_idx(builder: Any, folder: str | Path | None = None) -> None:
 
 
 def find(folder: str | Path, stem: str) -> Path:
-    """The file ``stem`` in ``folder``, packed or not, also under the spelling ``train-images.idx3-ubyte``."""
+    """Returns the file ``stem`` in ``folder``, packed or not; also finds the spelling ``train-images.idx3-ubyte``."""
     names = [name + ending for name in (stem, stem.replace("-idx", ".idx")) for ending in (".gz", "")]
     for name in names:
         if (path := Path(folder).expanduser() / name).is_file():
             return path
-    raise DataError(f"got no {names[0]} or {names[1]} in {folder}, expected all four IDX files: copy it there")
+    raise DataError(f"got no {names[0]} or {names[1]} in {folder}, expected all four IDX files: copy the file there")
 
 
 def read(path: Path, name: str, checksums: frozenset[str] = frozenset()) -> np.ndarray:
-    """The uint8 array of an IDX file of labels or images, packed or not.
+    """Returns the uint8 array of an IDX file of labels or images, packed or not.
 
     Args:
       path: the file.
-      name: the data set whose file it should be.
-      checksums: SHA-256 of original .gz files, which need no further check.
+      name: the data set to which the file should belong.
+      checksums: SHA-256 of original .gz files, which are known to be genuine.
 
     Raises:
-      DataError: where the file is damaged, or known to be another data set's.
+      DataError: if the file is damaged, or known to be another data set's.
     """
     try:
         with path.open("rb") as file:
@@ -90,22 +90,23 @@ def read(path: Path, name: str, checksums: frozenset[str] = frozenset()) -> np.n
             file.seek(0)
             content, shape = _content(gzip.GzipFile(fileobj=file) if packed else file)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise DataError(f"got the damaged file {path} ({error}), expected an IDX file: copy it anew") from error
+        raise DataError(f"got the damaged file {path} ({error}), expected an IDX file: copy it again") from error
     owner = _UNPACKED.get(hashlib.sha256(content).hexdigest())
     if owner != name and (owner or name in _UNPACKED.values()):
         raise DataError(f"got {path} of {owner or 'unknown origin'}, expected {name}'s file: copy the original there")
     if owner is None and checksum not in checksums:
-        logging.warning("%s is a sound IDX file, but not known to be an original of %s", path, name)
+        logging.warning("%s is a valid IDX file, but not known to be an original of %s", path, name)
     return np.frombuffer(content, np.uint8, offset=len(content) - math.prod(shape)).reshape(shape)
 
 
 def _content(file: Any) -> tuple[bytes, tuple[int, ...]]:
-    """The bytes of an IDX file and the shape that its header states; reads one byte more than that, and no further.
+    """Returns the bytes of an IDX file and the shape in its header; reads at most one byte more than the header states.
 
-    A packed file of a megabyte may unpack to gigabytes. Its checksum is compared when its end is read.
+    The limit is there because a packed file of a megabyte may unpack to gigabytes. The extra byte makes gzip reach the
+    end and compare its checksum.
     """
     start = file.read(4)
-    if start not in (b"\0\0\x08\1", b"\0\0\x08\3"):  # 8: unsigned bytes; then the rank
+    if start not in (b"\0\0\x08\1", b"\0\0\x08\3"):  # 8 means uint8; the last byte is the rank
         raise ValueError("no IDX file of labels or images")
     sides = file.read(4 * start[3])
     shape = struct.unpack(f">{start[3]}I", sides)

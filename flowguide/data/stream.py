@@ -1,4 +1,4 @@
-"""The stream of batches: shuffled anew each epoch, shared out to processes, resumable to the very example."""
+"""The stream of batches: reshuffled each epoch, split among processes, and resumable at the exact example."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from flowguide.data.dataset import Batch, Dataset
-from flowguide.data.errors import DataError
+from flowguide.data.dataset import Dataset
 from flowguide.data.order import shuffled
+from flowguide.errors import DataError
+from flowguide.schema import Batch
 
 
 def batches(
@@ -24,27 +25,27 @@ def batches(
     process_count: int = 1,
     drop_remainder: bool = True,
     threads: int | None = None,
-) -> grain.DatasetIterator:
-    """An iterator of ``Batch``, whose position ``grain.checkpoint.CheckpointSave`` keeps.
+) -> grain.DatasetIterator[Batch]:
+    """Returns an iterator of ``Batch``; ``grain.checkpoint.CheckpointSave`` saves its position.
 
-    There is one global stream of examples, an order of its own for each (seed, epoch), cut into batches that process
-    0, 1, ... take in turn. So in each step the processes hold disjoint examples, together and in order the very ones
-    that a single process would with a batch ``process_count`` times as large. Batches may reach into the next epoch.
+    A single global stream of examples, reshuffled for each (seed, epoch), is cut into batches that processes 0, 1, ...
+    take in turn. So in each step the processes hold disjoint examples; together and in order, they are exactly those of
+    a single process whose batch is ``process_count`` times as large. Batches may cross into the next epoch.
 
     Args:
       dataset: from ``open_dataset``.
-      batch_size: examples a batch *of this process*.
-      seed: of the order.
+      batch_size: examples per batch *of this process*.
+      seed: seed of the order.
       shuffle: False for the order on disk.
-      epochs: how often to go through the data; None for ever.
-      process_index: which process this is.
-      process_count: how many there are.
-      drop_remainder: leave out, at the end of the last epoch, a last smaller batch, and batches too few for all
-        processes. Where it is False no example is left out, and some processes may get a batch less.
-      threads: how many read ahead; without it 1 for a data set in memory, 16 for one on disk.
+      epochs: number of passes over the data; None repeats forever.
+      process_index: index of this process.
+      process_count: number of processes.
+      drop_remainder: whether to drop, at the end of the last epoch, a smaller last batch and batches too few for all
+        processes. Otherwise no example is dropped, and some processes may get one batch less.
+      threads: number of prefetching threads; by default 1 for data in memory, 16 for data on disk.
 
     Raises:
-      DataError: for sizes that cannot be, or where not a single batch would come out.
+      DataError: if a size is invalid, or there is not a single batch.
     """
     if batch_size < 1:
         raise DataError(f"got batch_size={batch_size}, expected at least 1")
@@ -73,15 +74,15 @@ def batches(
 
 
 def numbers_of_batch(dataset: Dataset, batch_size: int, seed: int, batch: int) -> list[int]:
-    """The examples, by their numbers for ``dataset.read``, of one batch of the shuffled stream of a single process."""
+    """Returns the indices, as ``dataset.read`` takes them, of one batch of a single process's shuffled stream."""
     return shuffled(dataset.size, _order_seed(seed), batch * batch_size, (batch + 1) * batch_size).tolist()
 
 
 def fingerprint(dataset: Dataset, batch_size: int, seed: int, *, shuffle: bool = True) -> dict[str, Any]:
-    """What a position in the stream is worth nothing without; JSON-able.
+    """Returns the settings that give a position in the stream its meaning; JSON-serializable.
 
-    Grain restores a position into any pipeline without complaint, so this is to be kept beside it and compared. The
-    ``batch_size`` is that of all processes together: how many share it changes neither the stream nor the position.
+    Grain restores a position into any pipeline without complaint. So store the fingerprint with the position, and check
+    it on restore. ``batch_size`` is that of all processes together: their number changes neither stream nor position.
     """
     return {
         "name": dataset.info.name,
@@ -97,10 +98,10 @@ def fingerprint(dataset: Dataset, batch_size: int, seed: int, *, shuffle: bool =
 
 
 def check_fingerprint(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares two fingerprints.
+    """Checks that two fingerprints are equal.
 
     Raises:
-      DataError: where they differ; it names the first key that does.
+      DataError: if they differ; it names the first differing key.
     """
     for key in now | stored:
         if stored.get(key) != now.get(key):
@@ -111,7 +112,7 @@ def check_fingerprint(stored: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _order_seed(seed: int) -> int:
-    """Epoch e is shuffled by seed + e: scattered, neighbouring seeds do not share epochs."""
+    """Returns a scrambled seed. Epoch e uses seed + e, so unscrambled neighbouring seeds would share epochs."""
     if seed < 0:
         raise DataError(f"got seed={seed}, expected 0 or more")
     return int(np.random.SeedSequence(seed).generate_state(1)[0])

@@ -172,7 +172,10 @@ def rescaled(guidance: Guidance, phi: Array | float) -> Guidance:
 
 
 def compose(
-    velocity: CondVelocity, c: Condition, gamma: Array | float | Schedule, others: Sequence[tuple[Condition, Schedule]]
+    velocity: CondVelocity,
+    c: Condition,
+    gamma: Array | float | Schedule,
+    others: Sequence[tuple[Condition, Array | float | Schedule]],
 ) -> Guidance:
     """u_∅ + γ(u_c − u_∅) + Σ γ_i(u_i − u_∅): AND for positive, NOT for negative weights (Liu et al. 2022, eq. 11).
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from flowguide import paths
-from flowguide.guidance.rules import StatefulRule, around, data_difference, inner, norm, only
+from flowguide.guidance.rules import AnyRule, StatefulRule, around, data_difference, inner, norm, only
 from flowguide.paths import Path
 from flowguide.solvers.solver import over
 from flowguide.typing import Array, PyTree, Rule, Schedule
 
 
-def zero_star(rule: Rule | StatefulRule) -> Rule | StatefulRule:
+def zero_star(rule: AnyRule) -> AnyRule:
     """CFG-Zero*: scales the reference to the best fit of v (Fan et al. 2025, arXiv 2503.18886).
 
     The reference becomes s*·u_ref, s* = ⟨v, u_ref⟩/‖u_ref‖², per sample, in velocities. In one dimension s*·u_ref = v,
@@ -28,7 +28,7 @@ def zero_star(rule: Rule | StatefulRule) -> Rule | StatefulRule:
     return around(rule, before=before)
 
 
-def tangential(rule: Rule | StatefulRule) -> Rule | StatefulRule:
+def tangential(rule: AnyRule) -> AnyRule:
     """TCFG: keeps only the component of the reference along the direction it shares with v (Kwon et al. 2025).
 
     That direction is the first right singular vector of [v; u_ref], per sample; with q the first eigenvector of their 2

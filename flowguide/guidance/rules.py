@@ -16,7 +16,7 @@ projections and thresholds do not: each of those documents the space in which it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
@@ -41,6 +41,10 @@ class StatefulRule(NamedTuple):
     pause: Callable[[PyTree], PyTree] = lambda memory: memory
 
 
+# What wraps a rule returns the kind that it got, where that is known.
+AnyRule = TypeVar("AnyRule", Rule, StatefulRule, Rule | StatefulRule)
+
+
 def remember(rule: Rule | StatefulRule) -> StatefulRule:
     """Returns the rule as a ``StatefulRule``, with empty memory if it has none."""
     if isinstance(rule, StatefulRule):
@@ -49,11 +53,11 @@ def remember(rule: Rule | StatefulRule) -> StatefulRule:
 
 
 def around(
-    rule: Rule | StatefulRule,
+    rule: AnyRule,
     *,
     before: Callable[[Array, Array, Array, tuple[Array, ...]], tuple[Array, ...]] | None = None,
     after: Callable[[Array, Array, Array, Array], Array] | None = None,
-) -> Rule | StatefulRule:
+) -> AnyRule:
     """Wraps a rule to change its references before, or its result after; its memory, if any, is kept.
 
     Args:
@@ -70,7 +74,8 @@ def around(
     stateful = remember(rule)
     if isinstance(rule, StatefulRule):
         return StatefulRule(rule.init, apply, rule.pause)
-    return lambda t, x, v, refs: apply((), t, x, v, refs)[0]
+    # A plain rule, as the type variable is then.
+    return lambda t, x, v, refs: apply((), t, x, v, refs)[0]  # pyright: ignore[reportReturnType]
 
 
 def only(refs: tuple[Array, ...], what: str) -> Array:
@@ -143,7 +148,7 @@ def perturbed(gamma: Schedule, strength: Schedule) -> Rule:
     return rule
 
 
-def rescale(rule: Rule | StatefulRule, *, phi: Array | float = 0.7) -> Rule | StatefulRule:
+def rescale(rule: AnyRule, *, phi: Array | float = 0.7) -> AnyRule:
     """Rescales the standard deviation of a rule's result towards that of v (Lin et al. 2024, eqs. 14-16).
 
     φ·w·std(v)/std(w) + (1 − φ)·w, where w is the rule's result and std is per sample, over all its axes; φ = 0 changes
@@ -160,7 +165,7 @@ def rescale(rule: Rule | StatefulRule, *, phi: Array | float = 0.7) -> Rule | St
     return around(rule, after=after)
 
 
-def renormalise(rule: Rule | StatefulRule) -> Rule | StatefulRule:
+def renormalise(rule: AnyRule) -> AnyRule:
     """Shortens a result that is longer than v to the norm of v, per sample and in velocities; never lengthens it."""
 
     def after(t: Array, x: Array, v: Array, guided: Array) -> Array:
@@ -169,9 +174,7 @@ def renormalise(rule: Rule | StatefulRule) -> Rule | StatefulRule:
     return around(rule, after=after)
 
 
-def threshold(
-    rule: Rule | StatefulRule, path: Path, *, percentile: float = 99.5, largest: float = 1.0
-) -> Rule | StatefulRule:
+def threshold(rule: AnyRule, path: Path, *, percentile: float = 99.5, largest: float = 1.0) -> AnyRule:
     """Dynamic thresholding of the data prediction (Saharia et al. 2022, Imagen, §2.3).
 
     D = E[x1|x_t] of the guided velocity is clipped to [−s, s], where s is the percentile of |D|, per sample, and if s
@@ -187,7 +190,7 @@ def threshold(
     return around(rule, after=after)
 
 
-def zero_init(rule: Rule | StatefulRule, *, until: Array | float = 0.04) -> Rule | StatefulRule:
+def zero_init(rule: AnyRule, *, until: Array | float = 0.04) -> AnyRule:
     """Sets the velocity to 0 for t < ``until`` (Fan et al. 2025, CFG-Zero*, where it is 4 % of the steps).
 
     The paper finds that the first velocities of a network are its worst. With few steps this makes samples worse.

@@ -1,9 +1,9 @@
-"""How good samples are: judges trained on real images, adherence to conditions, distances between feature sets.
+"""Metrics of samples: judges trained on real images, adherence to conditions, and distances between feature sets.
 
 ```python
 judge = train_judge(real.x, real.value)
-adherence(predict(judge, held_out.x), held_out.value)  # how far to trust it
-adherence(predict(judge, samples), condition)  # what it says of samples
+adherence(predict(judge, held_out.x), held_out.value)  # the judge's own accuracy
+adherence(predict(judge, samples), condition)  # the adherence of samples
 frechet_distance(moments([features(judge, real.x)]), moments([features(judge, samples)]))
 ```
 """

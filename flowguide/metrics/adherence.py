@@ -1,4 +1,4 @@
-"""Condition adherence: the share of samples that have what they were asked to have. Counting, in numpy."""
+"""Condition adherence: the share of samples that show what their condition asks for. In NumPy."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from numpy.typing import ArrayLike
 
 from flowguide.condition import Condition
 
-# What was asked: a Condition of named fields, or only its values, {name: int (N,)}, where all are present.
+# A Condition with named fields, or only its values, {name: int (N,)}, if all are present.
 Asked: TypeAlias = Condition | Mapping[str, ArrayLike]
-Predicted: TypeAlias = Mapping[str, ArrayLike]  # what a judge saw: {name: int (N,)}
+Predicted: TypeAlias = Mapping[str, ArrayLike]  # a judge's predictions, {name: int (N,)}
 
 
 def adherence(predicted: Predicted, asked: Asked) -> dict[str, float]:
-    """By field, the share of the examples where it was present that have the value asked for.
+    """Returns by field the share of examples with the value asked for, among those where the field was present.
 
-    Fields that were present for no example are left out. On held-out real images and their labels this is the
-    accuracy of the judge, which bounds what its word on samples is worth.
+    Fields that were present for no example are left out. On held-out real images and their labels this is the accuracy
+    of the judge, which bounds how far to trust its predictions on samples.
 
     Args:
-      predicted: by field, what was seen, int ``(N,)``; fields that were not asked for are ignored.
-      asked: by field, what was asked for, int ``(N,)``, and its presence, bool ``(N,)``.
+      predicted: predicted values by field, int ``(N,)``; fields that were not asked for are ignored.
+      asked: values asked for by field, int ``(N,)``, and their presence, bool ``(N,)``.
 
     Raises:
-      ValueError: where a field that was asked for was not predicted, or lengths differ.
+      ValueError: if a field asked for was not predicted, or lengths differ.
     """
     return {name: float(hits[present].mean()) for name, (hits, present) in _hits(predicted, asked).items()}
 
 
 def joint_adherence(predicted: Predicted, asked: Asked) -> float:
-    """The share of examples that have *everything* they were asked for, among those asked for anything; else nan.
+    """Returns the share of examples with *all* values asked for, among those asked for any; nan if there are none.
 
-    Arguments and errors are those of :func:`adherence`.
+    Takes the arguments of :func:`adherence` and raises its errors.
     """
     fields = _hits(predicted, asked).values()
     if not fields:
@@ -46,30 +46,30 @@ def joint_adherence(predicted: Predicted, asked: Asked) -> float:
 
 
 def standard_errors(predicted: Predicted, asked: Asked) -> dict[str, float]:
-    """By field, the :func:`standard_error` of :func:`adherence`, whose arguments and errors these are."""
+    """Returns by field the :func:`standard_error` of :func:`adherence`; same arguments and errors."""
     fields = _hits(predicted, asked).items()
     return {name: standard_error(float(hits[present].mean()), int(present.sum())) for name, (hits, present) in fields}
 
 
 def standard_error(p: float, n: int) -> float:
-    """The binomial standard error √(p(1 − p)/n) of a share p of n; 0 at p = 0 and 1, where 3/n bounds it at 95 %."""
+    """Returns the binomial standard error √(p(1 − p)/n) of a share p of n; at p = 0 and 1 it is 0 (95 % bound: 3/n)."""
     return math.sqrt(p * (1 - p) / n)
 
 
 def share(predicted: ArrayLike, values: int | ArrayLike) -> float:
-    """The share of ``predicted``, int ``(N,)``, that is one of ``values``: what a negative condition should cut.
+    """Returns the share of ``predicted``, int ``(N,)``, among ``values``; a negative condition should lower it.
 
     Raises:
       ValueError: if there are no predictions.
     """
     predicted = np.asarray(predicted)
     if predicted.size == 0:
-        raise ValueError("the share of no predictions is not defined")
+        raise ValueError("got no predictions, expected at least one: the share is not defined")
     return float(np.isin(predicted, np.asarray(values)).mean())
 
 
 def _hits(predicted: Predicted, asked: Asked) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By field that is present anywhere: whether the prediction is what was asked, and presence; bool ``(N,)``."""
+    """Returns (correct, present), bool ``(N,)`` each, for each field that is present for some example."""
     value, presence = asked if isinstance(asked, Condition) else (asked, None)
     if not isinstance(value, Mapping):
         raise ValueError(f"asked must have named fields, {{name: int (N,)}}; got values of type {type(value).__name__}")
@@ -80,7 +80,7 @@ def _hits(predicted: Predicted, asked: Asked) -> dict[str, tuple[np.ndarray, np.
         if not present.any():
             continue
         if name not in predicted:
-            raise ValueError(f"{name!r} was asked for and not predicted; predicted are {sorted(predicted)}")
+            raise ValueError(f"{name!r} was asked for but not predicted; got predictions of {sorted(predicted)}")
         seen = np.asarray(predicted[name])
         if wanted.ndim != 1 or not seen.shape == wanted.shape == present.shape:
             shapes = f"predicted {seen.shape}, asked {wanted.shape}, present {present.shape}"

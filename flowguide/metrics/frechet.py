@@ -1,7 +1,7 @@
-"""The Fréchet distance between two sets of features, from moments gathered in a stream. Float64 numpy.
+"""The Fréchet distance between two sets of features, from streamed moments. Float64 NumPy.
 
-The features are anyone's: Inception's make it FID, those of a :func:`~flowguide.metrics.judge.train_judge` a
-distance that small images understand. Distances compare only within one feature function, and one sample size.
+Any features work: Inception's give the FID, and those of a :func:`~flowguide.metrics.judge.train_judge` suit small
+images. Distances are comparable only for the same feature function and sample size.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike
 
 
 class Moments(NamedTuple):
-    """First and second moments of vectors seen so far; merging them is associative and commutative.
+    """First and second moments of the vectors so far; merging is associative and commutative.
 
     Attributes:
-      count: how many vectors.
+      count: number of vectors.
       mean: float64 ``(F,)``.
       scatter: float64 ``(F, F)``, Σ (x − mean)(x − mean)ᵀ.
     """
@@ -29,12 +29,12 @@ class Moments(NamedTuple):
 
 
 def moments(batches: Iterable[ArrayLike]) -> Moments:
-    """The moments of all rows of ``batches``, each ``(n, F)``: ``moments(map(features, batches_of_images))``.
+    """Returns the moments of all rows of ``batches``, each ``(n, F)``: ``moments(map(features, batches_of_images))``.
 
     Raises:
-      ValueError: if there is no batch, or one is not finite or of another shape.
+      ValueError: if there is no batch, or one is not finite or has another shape.
     """
-    parts = map(_one_shot, batches)
+    parts = map(_batch_moments, batches)
     first = next(parts, None)
     if first is None:
         raise ValueError("moments needs at least one batch of features (n, F); got none")
@@ -42,14 +42,14 @@ def moments(batches: Iterable[ArrayLike]) -> Moments:
 
 
 def update(seen: Moments, batch: ArrayLike) -> Moments:
-    """``seen`` and the rows of ``batch``, ``(n, F)``, together; raises ValueError as :func:`moments` does."""
-    return merge(seen, _one_shot(batch))
+    """Returns the moments of ``seen`` and the rows of ``batch``, ``(n, F)``; raises ValueError as :func:`moments`."""
+    return merge(seen, _batch_moments(batch))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets together (Chan, Golub & LeVeque 1979, eq. 2.1, for vectors).
+    """Returns the moments of both sets together (Chan, Golub & LeVeque 1979, eq. 2.1, for vectors).
 
-    Unlike E[xxᵀ] − E[x]E[x]ᵀ this loses no digits where means are large.
+    Unlike E[xxᵀ] − E[x]E[x]ᵀ this loses no digits when means are large.
 
     Raises:
       ValueError: if the features differ in length.
@@ -66,7 +66,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def covariance(m: Moments) -> np.ndarray:
-    """The unbiased covariance, float64 ``(F, F)``, singular where count ≤ F.
+    """Returns the unbiased covariance, float64 ``(F, F)``, which is singular for count ≤ F.
 
     Raises:
       ValueError: if there are fewer than two vectors.
@@ -77,13 +77,13 @@ def covariance(m: Moments) -> np.ndarray:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The squared Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, eq. 6).
+    """Returns the squared Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, eq. 6).
 
-    d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½), the number that is reported as FID. With R = Σ^½, the eigenvalues of
-    Σ₁Σ₂ are those of the symmetric R₁Σ₂R₁ = (R₂R₁)ᵀ(R₂R₁), so the trace of its root is the sum of the singular
-    values of R₂R₁. These need no root of rounding errors: singular covariances are nothing special.
+    d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½), the number reported as FID. With R = Σ^½, the eigenvalues of Σ₁Σ₂ are
+    those of the symmetric R₁Σ₂R₁ = (R₂R₁)ᵀ(R₂R₁), so the trace of its root is the sum of the singular values of R₂R₁.
+    This takes no root of rounding errors, so singular covariances need no special case.
 
-    Its bias falls as 1/count: compare numbers only at equal counts.
+    The bias falls as 1/count: compare distances only at equal counts.
 
     Raises:
       ValueError: if either has fewer than two vectors, or the features differ in length.
@@ -91,18 +91,18 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"cannot compare features of lengths {len(a.mean)} and {len(b.mean)}")
     ca, cb = covariance(a), covariance(b)
-    cross = np.linalg.svd(_root(cb) @ _root(ca), compute_uv=False).sum()
+    cross = np.linalg.svd(_matrix_sqrt(cb) @ _matrix_sqrt(ca), compute_uv=False).sum()
     distance = np.sum((a.mean - b.mean) ** 2) + np.trace(ca) + np.trace(cb) - 2 * cross
-    return max(float(distance), 0.0)  # equal sets differ by rounding, in either direction
+    return max(float(distance), 0.0)  # rounding can make the distance of equal sets negative
 
 
-def _root(c: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a positive semi-definite matrix."""
+def _matrix_sqrt(c: np.ndarray) -> np.ndarray:
+    """Returns the symmetric square root of a positive semi-definite matrix."""
     values, vectors = np.linalg.eigh(c)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def _one_shot(batch: ArrayLike) -> Moments:
+def _batch_moments(batch: ArrayLike) -> Moments:
     x = np.asarray(batch, np.float64)
     if x.ndim != 2:
         raise ValueError(f"features must have shape (n, F); got {x.shape}")

@@ -1,8 +1,8 @@
-"""Independent judges of samples: small classifiers that have only ever seen real images.
+"""Independent judges of samples: small classifiers trained only on real images.
 
-A judge reads every attribute of an image at once, so that a sample can be asked whether it has what its condition
-asked for. It is no better than its accuracy on real images that it was not trained on: report that
-(``adherence(predict(judge, held_out), labels)``) beside every number that a judge gives.
+A judge predicts all attributes of an image at once, to check whether a sample shows what its condition asks for. It is
+only as good as its accuracy on held-out real images: report that (``adherence(predict(judge, held_out), labels)``)
+with every number from a judge.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from flowguide.typing import Array, PRNGKey
 # name -> (kernel (inputs, outputs), bias (outputs,))
 Params = dict[str, tuple[Array, Array]]
 
-COLOURS, CHANNELS, FEATURES = 16, 32, 128  # widths: of a pixel, of the convolutions, of the hidden layer
-GRID = 8  # convolutions of stride 2 until an image is no larger than this
-BATCH = 64  # images a training step
-CHUNK = 500  # images a call when judging: one compiled shape, whatever the number of samples
+COLOURS, CHANNELS, FEATURES = 16, 32, 128  # widths of the per-pixel layer, the convolutions and the hidden layer
+GRID = 8  # stride-2 convolutions shrink an image to at most this side
+BATCH = 64  # images per training step
+CHUNK = 500  # images per call at inference: one compiled shape, whatever the number of samples
 
 
 class Judge(NamedTuple):
-    """A trained judge, to be asked with :func:`predict` and :func:`features`.
+    """A trained judge, for :func:`predict` and :func:`features`.
 
     Attributes:
-      params: the network's parameters.
-      shape: of the images it reads, (H, W, C).
-      classes: the number of classes of each attribute, by name.
+      params: parameters of the network.
+      shape: (H, W, C) of its images.
+      classes: number of classes of each attribute, by name.
     """
 
     params: Params
@@ -55,22 +55,22 @@ def train_judge(
 ) -> Judge:
     """Trains a judge on real images, in seconds on a CPU for images of up to about 28×28.
 
-    AdamW on the sum of the heads' cross-entropies, with a one-cycle learning rate. Batches are drawn with
-    replacement and lightly altered, so that the judge reads what an image shows rather than its exact values:
-    samples are never as clean as a renderer's images.
+    It minimises the sum of the heads' cross-entropies with AdamW and a one-cycle learning rate. Batches are drawn with
+    replacement and lightly augmented, so that the judge reads what an image shows rather than its exact values:
+    samples are never as clean as rendered images.
 
     Args:
       images: uint8 ``(N, H, W, C)``.
-      labels: by attribute, integers ``(N,)`` from 0.
-      num_classes: by attribute, the number of classes; the largest label + 1 where it is not given.
-      steps: batches of 64.
-      learning_rate: its peak.
-      levels: intensities that the network tells apart from the start, see :func:`encode`. By default 16 for images
-        in colour, which tells close colours apart, and 2 for grey ones, where it would only invite over-fitting.
-      shift: each image is moved by at most this many pixels. By default 0 for images in colour, as things have a
-        fixed place in avatars, and 1 for grey ones.
-      noise: each image gets uniform noise of an amplitude of its own, at most this many of the 256 intensities.
-      seed: of the initialisation, the batches and the alterations.
+      labels: integers ``(N,)`` from 0, by attribute.
+      num_classes: number of classes by attribute; by default the largest label + 1.
+      steps: training steps, with batches of 64.
+      learning_rate: peak learning rate.
+      levels: intensity levels of the input encoding, see :func:`encode`. By default 16 for colour images, which
+        separates close colours, and 2 for grey ones, where more would only invite overfitting.
+      shift: maximal random shift of an image in pixels. By default 0 for colour images, because features have fixed
+        positions in avatars, and 1 for grey ones.
+      noise: maximal amplitude of the uniform noise, in intensities of 256; each image draws its own amplitude.
+      seed: seed of the initialisation, the batches and the augmentation.
 
     Raises:
       ValueError: if shapes, dtypes or label ranges are not as above.
@@ -81,7 +81,7 @@ def train_judge(
     grey = shape[2] == 1
     levels = (2 if grey else 16) if levels is None else levels
     shift = (1 if grey else 0) if shift is None else shift
-    # NumPy draws what needs no gradient: every jax.random call in a jitted program costs compile time.
+    # NumPy draws what can be drawn outside jit: each jax.random call in a jitted program costs compile time.
     rng = np.random.default_rng(seed)
     params = initial(rng, shape, levels, sum(classes.values()))
     rows = rng.integers(0, len(pixels), (steps, BATCH))
@@ -105,10 +105,10 @@ def train_judge(
 
 
 def predict(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
-    """The likeliest class of each attribute, int32 ``(N,)`` by name, of images uint8 ``(N, H, W, C)``.
+    """Returns the most probable class by attribute, int32 ``(N,)`` each, for images uint8 ``(N, H, W, C)``.
 
     Raises:
-      ValueError: if the images are not of the dtype and shape that the judge was trained on.
+      ValueError: if dtype or shape of the images differ from those the judge was trained on.
     """
     logits, _ = read(judge, images)
     heads = np.split(logits, np.cumsum(list(judge.classes.values()))[:-1], axis=1)
@@ -116,15 +116,15 @@ def predict(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
 
 
 def features(judge: Judge, images: ArrayLike) -> np.ndarray:
-    """The hidden layer that all heads read, float32 ``(N, 128)``, of images uint8 ``(N, H, W, C)``.
+    """Returns the hidden layer shared by all heads, float32 ``(N, 128)``, for images uint8 ``(N, H, W, C)``.
 
-    Features belong to one judge: distances between sets of them compare only within it. Raises as :func:`predict`.
+    Distances between feature sets are comparable only for the same judge. Raises as :func:`predict`.
     """
     return read(judge, images)[1]
 
 
 def read(judge: Judge, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """What the network gives, for any number of images, in chunks of one compiled shape."""
+    """Returns logits and features of any number of images, computed in chunks of one compiled shape."""
     pixels = as_images(images)
     if pixels.shape[1:] != judge.shape:
         raise ValueError(f"this judge was trained on images {judge.shape}; got {pixels.shape[1:]}")
@@ -135,11 +135,11 @@ def read(judge: Judge, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return logits, hidden
 
 
-# The network: a code of each intensity, a layer on each pixel, 3×3 convolutions, a hidden layer, the heads.
+# The network: an encoding of each intensity, a per-pixel layer, 3×3 convolutions, a hidden layer, the heads.
 
 
 def initial(rng: np.random.Generator, shape: tuple[int, ...], levels: int, outputs: int) -> Params:
-    """Parameters for images of ``shape`` (H, W, C): kernels N(0, 2 / inputs), He et al. 2015, eq. 10; biases 0."""
+    """Draws parameters for images of ``shape`` (H, W, C): kernels N(0, 2/inputs), He et al. 2015, eq. 10; biases 0."""
     height, width, channels = shape
     sizes = {"colour": (channels * levels, COLOURS)}
     inputs = COLOURS
@@ -156,7 +156,7 @@ def initial(rng: np.random.Generator, shape: tuple[int, ...], levels: int, outpu
 
 
 def network(params: Params, images: Array) -> tuple[Array, Array]:
-    """Images, integers ``(B, H, W, C)`` in 0..255 -> logits of all heads ``(B, classes)``, features ``(B, 128)``."""
+    """Integer images ``(B, H, W, C)`` in 0..255 -> logits of all heads ``(B, classes)``, features ``(B, 128)``."""
     levels = params["colour"][0].shape[0] // images.shape[-1]
     x = jax.nn.relu(linear(encode(images, levels), *params["colour"]))
     for i, stride in enumerate(strides(*images.shape[1:3])):
@@ -166,7 +166,7 @@ def network(params: Params, images: Array) -> tuple[Array, Array]:
 
 
 def strides(height: int, width: int) -> list[int]:
-    """Of the convolutions: 2 until the image is small, and at least one convolution."""
+    """Returns the strides of the convolutions: 2 until the image fits ``GRID``, at least one convolution."""
     halvings = 0
     while max(height, width) > GRID << halvings:
         halvings += 1
@@ -176,8 +176,8 @@ def strides(height: int, width: int) -> list[int]:
 def encode(images: Array, levels: int) -> Array:
     """Integers ``(B, H, W, C)`` -> float32 ``(B, H, W, levels·C)``: triangular bumps at evenly spaced intensities.
 
-    A faint difference, as between skin and a beard of nearly the same colour, becomes a change of code, and is
-    learned many times sooner than from the intensity itself.
+    The encoding amplifies faint differences, as between skin and a beard of nearly the same colour; the network learns
+    them many times faster than from the intensity itself.
     """
     position = np.linspace(0, levels - 1, 256)[:, None]
     bumps = np.maximum(0, 1 - np.abs(position - np.arange(levels))).astype(np.float32)
@@ -185,14 +185,14 @@ def encode(images: Array, levels: int) -> Array:
 
 
 def linear(x: Array, kernel: Array, bias: Array) -> Array:
-    """x (..., inputs) -> (..., outputs), as one product of matrices."""
+    """x (..., inputs) -> (..., outputs), as one matrix product."""
     return (x.reshape(-1, x.shape[-1]) @ kernel + bias).reshape(*x.shape[:-1], -1)
 
 
 def patches(x: Array, stride: int) -> Array:
-    """The 3×3 neighbourhoods of ``(B, H, W, C)``, zero-padded: ``(B, ⌈H/stride⌉, ⌈W/stride⌉, 9·C)``.
+    """Returns the zero-padded 3×3 patches of ``(B, H, W, C)``, ``(B, ⌈H/stride⌉, ⌈W/stride⌉, 9·C)``.
 
-    A linear map of them is a convolution, whose own gradient inside a scan is tens of times slower on XLA:CPU.
+    A linear map of them is a convolution. On XLA:CPU the gradient of ``lax.conv`` in a scan is tens of times slower.
     """
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -201,14 +201,14 @@ def patches(x: Array, stride: int) -> Array:
 
 
 def loss(params: Params, images: Array, targets: Mapping[str, Array], classes: Mapping[str, int]) -> Array:
-    """The sum over attributes of the mean cross-entropy."""
+    """Returns the sum over attributes of the mean cross-entropy."""
     heads = jnp.split(network(params, images)[0], np.cumsum(list(classes.values()))[:-1], axis=1)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     return jnp.stack([cross_entropy(head, targets[n]).mean() for n, head in zip(classes, heads, strict=True)]).sum()
 
 
 def alter(key: PRNGKey, images: Array, noise: int, shift: int) -> Array:
-    """Integer images ``(B, H, W, C)``, noised and moved as ``train_judge`` says; edges are repeated outwards."""
+    """Augments integer images ``(B, H, W, C)`` with the noise and shift of ``train_judge``; shifts repeat the edges."""
     for_noise, for_amplitude, for_shift = jax.random.split(key, 3)
     batch, *shape = images.shape
     if shift:
@@ -223,7 +223,7 @@ def alter(key: PRNGKey, images: Array, noise: int, shift: int) -> Array:
 
 
 def as_images(images: ArrayLike) -> np.ndarray:
-    """Images as uint8 ``(N, H, W, C)``, N > 0, or a ValueError."""
+    """Returns images as uint8 ``(N, H, W, C)``, N > 0; raises ValueError for anything else."""
     pixels = np.asarray(images)
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or not len(pixels):
         raise ValueError(f"images must be uint8 (N, H, W, C) with N > 0; got {pixels.dtype} {pixels.shape}")
@@ -233,9 +233,9 @@ def as_images(images: ArrayLike) -> np.ndarray:
 def as_labels(
     labels: Mapping[str, ArrayLike], num_classes: Mapping[str, int], count: int
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Labels as int32 ``(count,)`` and the number of classes, by attribute, or a ValueError."""
+    """Returns labels, int32 ``(count,)``, and class counts by attribute; raises ValueError if they do not fit."""
     if not labels:
-        raise ValueError("labels must hold at least one attribute")
+        raise ValueError("labels must hold at least one attribute; got none")
     targets, classes = {}, {}
     for name, values in labels.items():
         values = np.asarray(values)

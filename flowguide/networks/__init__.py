@@ -1,4 +1,6 @@
-"""Velocity networks u(t, x, c) in Flax NNX, and ``as_network``, which turns one into plain functions."""
+"""Velocity networks u(t, x, c) in Flax NNX, and ``as_network``, which turns one into pure functions."""
+
+from collections.abc import Callable
 
 from flax import nnx
 
@@ -10,8 +12,8 @@ from flowguide.networks.module import Network, Params, as_network, count_paramet
 from flowguide.networks.perturbation import Perturbation
 from flowguide.networks.unet import UNet
 
-NETWORKS: dict[str, type[nnx.Module]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
-CLASSIFIERS: dict[str, type[nnx.Module]] = {"mlp": Classifier}
+NETWORKS: dict[str, Callable[..., nnx.Module]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
+CLASSIFIERS: dict[str, Callable[..., nnx.Module]] = {"mlp": Classifier}
 
 __all__ = [
     "CLASSIFIERS",

@@ -1,4 +1,4 @@
-"""Multi-head attention of image tokens over themselves and, where there is one, a conditioning sequence."""
+"""Multi-head attention of image tokens over themselves and an optional conditioning sequence."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from flowguide.typing import Array
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """softmax(qkᵀ/√H)v (Vaswani et al. 2017, eq. 1); statistics in float32.
+    """Returns softmax(qkᵀ/√H)v (Vaswani et al. 2017, eq. 1), with float32 statistics.
 
     Args:
       q: queries (B, T, heads, H).
       k: keys (B, S, heads, H).
       v: values (B, S, heads, H).
-      mask: bool (B, S), True for the keys that may be attended to; every example needs one such key.
+      mask: bool (B, S), True for keys to attend to; every example needs at least one.
 
     Returns:
       (B, T, heads, H), in the dtype of ``q``.
     """
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None, None, :])
-    # XLA:CPU is twice as fast on plain batched matmuls, and normalises the small output rather than the weights.
+    # On XLA:CPU, plain batched matmuls are twice as fast. This normalises the small output instead of the weights.
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
     logits = jnp.einsum("bhtd,bhsd->bhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
     if mask is not None:
@@ -40,13 +40,13 @@ class Attention(nnx.Module):
     """Self-attention (B, T, width) -> (B, T, width); a sequence (B, L, context) adds L keys and values."""
 
     def __init__(self, width: int, heads: int, context: int | None, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """``context`` is the width of the sequence, None if there is none.
+        """Builds the layer; ``context`` is the width of the sequence, None without one.
 
         Raises:
           ValueError: if ``heads`` does not divide ``width``.
         """
         if width % heads:
-            raise ValueError(f"attention splits its channels into heads; got {width} channels and heads={heads}")
+            raise ValueError(f"heads must divide the channels of attention; got {width} channels and heads={heads}")
         self.heads = heads
         self.qkv = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
         self.context_kv = None if context is None else Dense(context, 2 * width, dtype=dtype, rngs=rngs)
@@ -60,7 +60,7 @@ class Attention(nnx.Module):
         grid: tuple[int, int],
         treatment: Treatment = PLAIN,
     ) -> Array:
-        """``grid`` is the (height, width) of the T tokens, by rows; ``treatment`` what is done to attention."""
+        """Attends; the T tokens form a row-major ``grid`` (height, width), and ``treatment`` perturbs attention."""
         q, k, v = (self._split(a) for a in jnp.split(self.qkv(x), 3, axis=-1))
         if treatment.attention == "identity":
             return self.out(v.reshape(x.shape))

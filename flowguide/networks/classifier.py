@@ -1,4 +1,4 @@
-"""A classifier of noisy data, p_t(c|x_t): what classifier guidance needs beside an unconditional velocity."""
+"""A classifier of noisy data, p_t(c|x_t), for classifier guidance of an unconditional velocity."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowguide.condition import Condition, Fields, Label
+from flowguide.condition import Condition
 from flowguide.networks.embed import TimeEmbedding
 from flowguide.networks.layers import Dense, check_sizes, computing_dtype, zeros
 from flowguide.networks.mlp import MLPBlock
 from flowguide.networks.module import Network, Params
+from flowguide.schema import Fields, Label
 from flowguide.typing import Array
 
 
 class Classifier(nnx.Module):
-    """Logits of p_t(c|x) for x (B, *shape), flattened: residual blocks, each modulated by time."""
+    """Logits of p_t(c|x) for x (B, *shape): residual blocks on the flattened x, each modulated by time."""
 
     def __init__(
         self,
@@ -30,15 +31,15 @@ class Classifier(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """Builds the network; a fresh one finds all classes equally probable.
+        """Builds the network; at initialisation all classes are equally probable.
 
         Args:
           shape: shape of one example.
-          fields: of the condition: one ``Label``, whose classes are told apart.
-          width: size of the hidden layers and of the embedding of time.
+          fields: fields of the condition: one ``Label``, whose classes the network predicts.
+          width: size of the hidden layers and of the time embedding.
           depth: number of residual blocks.
-          dtype: of the computation, "float32" or "bfloat16"; parameters and result are float32.
-          rngs: for the initialisation.
+          dtype: dtype of the computation, "float32" or "bfloat16"; parameters and output are float32.
+          rngs: random numbers for the initialisation.
 
         Raises:
           ValueError: if ``fields`` is not one ``Label``, or a size is not positive.
@@ -56,7 +57,7 @@ class Classifier(nnx.Module):
         self.outlet = Dense(width, len(labels[0].values), kernel_init=zeros, rngs=rngs)
 
     def __call__(self, t: Array, x: Array, c: Condition | None = None) -> Array:
-        """t (B,), x (B, *shape) -> float32 (B, K). c, which is in question, is not read: ``as_network`` passes it."""
+        """t (B,), x (B, *shape) -> logits float32 (B, K). Ignores c, which ``as_network`` passes."""
         signal = nnx.silu(self.time(t)).astype(self.dtype)
         h = self.inlet(x.reshape(x.shape[0], -1).astype(self.dtype))
         for block in self.blocks:
@@ -65,13 +66,14 @@ class Classifier(nnx.Module):
 
 
 def log_probability(network: Network, params: Params) -> Callable[[Array, Array, Condition], Array]:
-    """log p_t(c|x) ``(B,)`` of t () or ``(B,)``, x ``(B, *D)`` and c, one label; 0 where c is ∅, which is certain.
+    """Returns the function (t () or ``(B,)``, x ``(B, *D)``, c of one label) -> log p_t(c|x) ``(B,)``.
 
-    ``guidance.with_gradient`` takes its gradient in x: fix c with ``lambda t, x: log_p(t, x, c)``.
+    The result is 0 where c is ∅, whose probability is 1. ``guidance.with_gradient`` takes the gradient in x of
+    ``lambda t, x: log_p(t, x, c)``.
 
     Args:
-      network: of a ``Classifier``, so that its ``velocity`` gives logits.
-      params: its parameters.
+      network: ``as_network`` of a ``Classifier``, so that ``velocity`` returns logits.
+      params: parameters of ``network``.
     """
 
     def log_p(t: Array, x: Array, c: Condition) -> Array:

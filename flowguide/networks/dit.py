@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowguide.condition import Condition, Fields
+from flowguide.condition import Condition
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, has_sequence
 from flowguide.networks.layers import Dense, check_sizes, computing_dtype, gathered, layer_norm, modulate, sides, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
+from flowguide.schema import Fields
 from flowguide.typing import Array
 
 # Peebles & Xie 2023, Table 1.
@@ -28,8 +30,7 @@ SIZES: dict[str, dict[str, int]] = {
 class DiT(nnx.Module):
     """u(t, x, c) for images x (B, H, W, C), cut into patches.
 
-    The blocks are one block with stacked parameters, applied by ``lax.scan``: compile time does not grow with
-    depth.
+    ``lax.scan`` applies one block with stacked parameters, so compile time does not grow with depth.
     """
 
     def __init__(
@@ -47,29 +48,29 @@ class DiT(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """Builds the network; the velocity of a fresh one is 0, and its blocks are identities.
+        """Builds the network; at initialisation the velocity is 0 and the blocks are identities.
 
         Args:
           shape: (H, W, C) of one example.
-          fields: the fields of the condition; may be empty.
+          fields: fields of the condition; may be empty.
           patch: side of the square patches.
           width: size of a token and of the embeddings. ``**SIZES["B"]`` sets width, depth and heads.
           depth: number of blocks.
           heads: number of attention heads.
           ratio: hidden size of the MLPs over ``width``.
-          remat: whether to compute each block again in the backward pass instead of keeping what is inside it.
-          unroll: how many blocks the scan's body holds; ``depth`` is fastest to run and slowest to compile.
-          dtype: of the computation, "float32" or "bfloat16"; parameters and result are float32.
-          rngs: for the initialisation.
+          remat: whether to recompute each block in the backward pass instead of storing its activations.
+          unroll: number of blocks in the scan's body; ``depth`` is fastest to run and slowest to compile.
+          dtype: dtype of the computation, "float32" or "bfloat16"; parameters and output are float32.
+          rngs: random numbers for the initialisation.
 
         Raises:
-          ValueError: for examples that are no images and sizes that are not positive, if the patches do not tile the
-            image, or the width cannot be split into heads or positions.
+          ValueError: if the examples are not images, a size is not positive, the patches do not tile the image, or the
+            width cannot be split into heads or positions.
         """
         height, breadth, channels = sides(shape, "dit")
         check_sizes(patch=patch, width=width, depth=depth, heads=heads, ratio=ratio, unroll=unroll)
         if height % patch or breadth % patch:
-            raise ValueError(f"patches of {patch}x{patch} do not tile {height}x{breadth}")
+            raise ValueError(f"patches of {patch}x{patch} do not tile {height}x{breadth}: patch must divide both")
         if width % heads or width % 4:
             raise ValueError(f"width must be a multiple of heads and of 4; got width={width}, heads={heads}")
         self.dtype = computing_dtype(dtype)
@@ -90,7 +91,7 @@ class DiT(nnx.Module):
 
     @property
     def stacked(self) -> tuple[str, ...]:
-        """Names of the parts whose parameters are stacked, and gathered by the layer."""
+        """Names of the submodules whose parameters are stacked; the scan gathers them layer by layer."""
         return ("blocks",)
 
     @property
@@ -107,14 +108,14 @@ class DiT(nnx.Module):
         tokens = tokens + sincos_2d(*grid, tokens.shape[-1]).astype(self.dtype)
 
         structure, layers = nnx.split(self.blocks)
-        # The scan's body holds each different treatment once and looks up which one a layer gets; where all layers get
-        # the same, as they do in the plain network, ``switch`` leaves no trace.
+        # The scan's body holds each distinct treatment once and looks up the one of a layer. If all layers have the
+        # same, as in the plain network, ``switch`` is optimised away.
         plan = treatments(perturbation, self.attends)
         different = sorted(set(plan))
         which = jnp.array([different.index(treatment) for treatment in plan], jnp.int32)
 
-        def under(treatment: Treatment) -> Callable[[Array, nnx.State], Array]:
-            def apply(h: Array, layer: nnx.State) -> Array:
+        def under(treatment: Treatment) -> Callable[[Array, nnx.State[Any, Any]], Array]:
+            def apply(h: Array, layer: nnx.State[Any, Any]) -> Array:
                 block = nnx.merge(structure, layer)
                 return block(h, signal.astype(self.dtype), embedded.sequence, embedded.mask, grid, treatment)
 
@@ -122,7 +123,7 @@ class DiT(nnx.Module):
 
         branches = [under(treatment) for treatment in different]
 
-        def apply(h: Array, layer: tuple[Array, nnx.State]) -> tuple[Array, None]:
+        def apply(h: Array, layer: tuple[Array, nnx.State[Any, Any]]) -> tuple[Array, None]:
             return jax.lax.switch(layer[0], branches, h, gathered(layer[1])), None
 
         body = jax.checkpoint(apply, prevent_cse=False) if self.remat else apply
@@ -133,7 +134,7 @@ class DiT(nnx.Module):
 
 
 class DiTBlock(nnx.Module):
-    """Attention and MLP, each normalised, modulated and gated by time and condition; zero gates at first."""
+    """Attention and MLP, each normalised, modulated and gated by time and condition; the gates are 0 at first."""
 
     def __init__(self, width: int, heads: int, ratio: int, context: int | None, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.film = Dense(width, 6 * width, kernel_init=zeros, dtype=dtype, rngs=rngs)
@@ -152,7 +153,7 @@ class DiTBlock(nnx.Module):
     ) -> Array:
         """x (B, N, width), signal (B, width), sequence (B, L, width) and its mask -> (B, N, width).
 
-        The N tokens are those of a ``grid`` of (height, width).
+        The N tokens form a ``grid`` (height, width).
         """
         if treatment.skipped:
             return x
@@ -164,9 +165,9 @@ class DiTBlock(nnx.Module):
 
 
 def sincos_2d(height: int, width: int, size: int) -> Array:
-    """Sinusoidal positions of a grid, float32 (height·width, size): one half for rows, the other for columns.
+    """Returns sinusoidal positions of a grid, float32 (height·width, size): one half for rows, the other for columns.
 
-    Vaswani et al. 2017, §3.5, for each axis, with frequencies 10000^(-4i/size), as in Peebles & Xie 2023.
+    Each half is the encoding of Vaswani et al. 2017, §3.5, with frequencies 10000^(-4i/size), as in Peebles & Xie 2023.
     """
     frequency = 10_000.0 ** (-np.arange(size // 4) / (size // 4))
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")

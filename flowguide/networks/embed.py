@@ -1,23 +1,25 @@
-"""Embeddings of the time and of the condition, with a learned null token ∅ for each field."""
+"""Embeddings of time and condition, with a learned null token ∅ for each field."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowguide.condition import Condition, Field, Fields, Label, Tokens, Vector
+from flowguide.condition import Condition
 from flowguide.networks.layers import Dense, embedding
+from flowguide.schema import Field, Fields, Label, Tokens, Vector
 from flowguide.typing import Array
 
 
 def sinusoidal(t: Array, size: int) -> Array:
-    """cos(1000·t·ω) and sin(1000·t·ω), ω log-spaced from 1 down to 1e-4: float32 (B, size), size even.
+    """Returns cos(1000·t·ω) and sin(1000·t·ω), ω log-spaced from 1 down to 1e-4: float32 (B, size), size even.
 
-    The position encoding of Vaswani et al. 2017, §3.5, of the 1,000 steps of Ho et al. 2020, Appendix B.
+    This is the position encoding of Vaswani et al. 2017, §3.5, for the 1,000 steps of Ho et al. 2020, Appendix B.
     """
     frequency = jnp.exp(-math.log(10_000.0) * jnp.arange(size // 2) / (size // 2))
     angle = 1000.0 * t.astype(jnp.float32)[:, None] * frequency
@@ -36,105 +38,121 @@ class TimeEmbedding(nnx.Module):
         return self.out(nnx.silu(self.hidden(sinusoidal(t, self.size))))
 
 
+class Embedded(NamedTuple):
+    """An embedded field or condition.
+
+    Attributes:
+      vector: float32 (B, width); for a condition, the sum over its fields.
+      sequence: float32 (B, L, width), tokens for attention; for a condition, the concatenation over its fields. None
+        without tokens.
+      mask: bool (B, L), False where a sequence is padded; None without a sequence.
+    """
+
+    vector: Array
+    sequence: Array | None = None
+    mask: Array | None = None
+
+
 class LabelEmbedding(nnx.Module):
-    """A row for each class."""
+    """A learned row for each class."""
 
     def __init__(self, field: Label, width: int, *, rngs: nnx.Rngs):
-        self.shape = ()
         self.table = nnx.Param(embedding(rngs.params(), (len(field.values), width)))
         self.null = nnx.Param(embedding(rngs.params(), (width,)))
 
-    def __call__(self, value: Array, present: Array) -> Array:
-        """int32 (B,), bool (B,) -> float32 (B, width)."""
-        return jnp.where(present[:, None], self.table[value], self.null[...])
+    def __call__(self, value: Array, present: Array) -> Embedded:
+        """int32 (B,), bool (B,) -> a vector (B, width)."""
+        return Embedded(jnp.where(present[:, None], self.table[value], self.null[...]))
 
 
 class VectorEmbedding(nnx.Module):
     """A two-layer MLP of the vector."""
 
     def __init__(self, field: Vector, width: int, *, rngs: nnx.Rngs):
-        self.shape = (field.size,)
         self.hidden = Dense(field.size, width, rngs=rngs)
         self.out = Dense(width, width, rngs=rngs)
         self.null = nnx.Param(embedding(rngs.params(), (width,)))
 
-    def __call__(self, value: Array, present: Array) -> Array:
-        """float32 (B, size), bool (B,) -> float32 (B, width)."""
+    def __call__(self, value: Array, present: Array) -> Embedded:
+        """float32 (B, size), bool (B,) -> a vector (B, width)."""
         present = present[:, None]
-        value = jnp.where(present, value, 0.0)  # an absent NaN would come back through the weights' gradient
-        return jnp.where(present, self.out(nnx.silu(self.hidden(value))), self.null[...])
+        value = jnp.where(present, value, 0.0)  # a NaN in an absent value would reach the weights' gradient
+        return Embedded(jnp.where(present, self.out(nnx.silu(self.hidden(value))), self.null[...]))
 
 
 class TokensEmbedding(nnx.Module):
-    """A row for each word and each position; the null token is a sequence of length one."""
+    """A learned row for each word and each position; the null token is a sequence of length one."""
 
     def __init__(self, field: Tokens, width: int, *, rngs: nnx.Rngs):
-        self.shape = (field.length,)
         self.table = nnx.Param(embedding(rngs.params(), (len(field.words), width)))
         self.position = nnx.Param(embedding(rngs.params(), (field.length, width)))
         self.null = nnx.Param(embedding(rngs.params(), (width,)))
         self.pool = Dense(width, width, rngs=rngs)
 
-    def __call__(self, value: Array, present: Array) -> tuple[Array, Array, Array]:
-        """int32 (B, L), bool (B,) -> summary (B, width), sequence (B, L, width), mask bool (B, L)."""
+    def __call__(self, value: Array, present: Array) -> Embedded:
+        """int32 (B, L), bool (B,) -> the pooled mean (B, width), the sequence (B, L, width) and its mask."""
         sequence = jnp.where(present[:, None, None], self.table[value] + self.position[...], self.null[...])
         mask = jnp.where(present[:, None], value != 0, jnp.arange(value.shape[1]) == 0)
         count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-        return self.pool(jnp.sum(sequence * mask[..., None], axis=1) / count), sequence, mask
+        return Embedded(self.pool(jnp.sum(sequence * mask[..., None], axis=1) / count), sequence, mask)
 
 
-FieldEmbedding: TypeAlias = LabelEmbedding | VectorEmbedding | TokensEmbedding
-
-
-class Embedded(NamedTuple):
-    """A condition as the networks see it.
+class Embedding(NamedTuple):
+    """The embedding of a field type.
 
     Attributes:
-      vector: the sum over fields, float32 (B, width).
-      sequence: the words of all token fields, one after the other, float32 (B, L, width); None without such.
-      mask: bool (B, L), False where a sequence is padded; None without token fields.
+      make: (field, width, rngs=...) -> a module whose call is (value, present) -> ``Embedded``. Its parameter ``null``
+        replaces the embedding where the field is absent.
+      has_sequence: whether its ``Embedded`` has a sequence.
     """
 
-    vector: Array
-    sequence: Array | None
-    mask: Array | None
+    make: Callable[..., nnx.Module]
+    has_sequence: bool = False
+
+
+# By field type; register new field types here.
+EMBEDDINGS: dict[type, Embedding] = {
+    Label: Embedding(LabelEmbedding),
+    Vector: Embedding(VectorEmbedding),
+    Tokens: Embedding(TokensEmbedding, has_sequence=True),
+}
 
 
 class ConditionEmbedding(nnx.Module):
-    """Condition -> Embedded, one embedding a field.
+    """Embeds a condition field by field: Condition -> ``Embedded``.
 
-    Each field has a learned null token of its own (``<field>/null`` among the parameters), which takes the place
-    of the embedding exactly where the field is absent: the value there has no influence, and the token learns from
-    absent examples alone. A single field may come as a bare array, several as a dict by name.
+    Each field has its own learned null token (``<field>/null`` among the parameters), which replaces the embedding
+    exactly where the field is absent: the value there has no influence, and only absent examples train the token. The
+    value of a single field may be a bare array; several fields need a dict by name.
     """
 
     def __init__(self, fields: Fields, width: int, *, rngs: nnx.Rngs):
         self.width = width
-        self.fields = nnx.data({name: _embedding(field, width, rngs) for name, field in fields.items()})
+        made = {name: _embedding(field).make(field, width, rngs=rngs) for name, field in fields.items()}
+        self.fields = nnx.data(made)
+        self.shapes = tuple((name, field.shape) for name, field in fields.items())
 
     def __call__(self, c: Condition, batch: int) -> Embedded:
-        """``batch`` is the size of the batch, which a condition without fields cannot tell.
+        """Embeds a condition; ``batch`` is the batch size, which a condition without fields does not determine.
 
         Raises:
-          ValueError: if names or shapes of the condition are not those of the fields.
+          ValueError: if the condition's names or shapes differ from those of the fields.
         """
         value, present = self._by_name(c.value), self._by_name(c.present)
         vector, sequences, masks = jnp.zeros((batch, self.width)), [], []
         for name, embed in self.fields.items():
-            want, got = ((batch, *embed.shape), (batch,)), (value[name].shape, present[name].shape)
+            want, got = ((batch, *dict(self.shapes)[name]), (batch,)), (value[name].shape, present[name].shape)
             if got != want:
                 raise ValueError(
                     f"field {name!r}: expected value {want[0]} and present {want[1]}, got {got[0]} and {got[1]}"
                 )
-            if isinstance(embed, TokensEmbedding):
-                summary, sequence, mask = embed(value[name], present[name])
+            summary, sequence, mask = embed(value[name], present[name])
+            vector = vector + summary
+            if sequence is not None:
                 sequences.append(sequence)
                 masks.append(mask)
-            else:
-                summary = embed(value[name], present[name])
-            vector = vector + summary
         if not sequences:
-            return Embedded(vector, None, None)
+            return Embedded(vector)
         return Embedded(vector, jnp.concatenate(sequences, axis=1), jnp.concatenate(masks, axis=1))
 
     def _by_name(self, tree: Any) -> dict[str, Array]:
@@ -148,16 +166,11 @@ class ConditionEmbedding(nnx.Module):
 
 
 def has_sequence(fields: Fields) -> bool:
-    """Whether ``Embedded.sequence`` of these fields is an array."""
-    return any(isinstance(field, Tokens) for field in fields.values())
+    """Returns whether these fields embed to a sequence."""
+    return any(_embedding(field).has_sequence for field in fields.values())
 
 
-def _embedding(field: Field, width: int, rngs: nnx.Rngs) -> FieldEmbedding:
-    match field:
-        case Label():
-            return LabelEmbedding(field, width, rngs=rngs)
-        case Vector():
-            return VectorEmbedding(field, width, rngs=rngs)
-        case Tokens():
-            return TokensEmbedding(field, width, rngs=rngs)
-    raise TypeError(f"a field is a Label, a Vector or Tokens; got {field!r}")
+def _embedding(field: Field) -> Embedding:
+    if type(field) not in EMBEDDINGS:
+        raise TypeError(f"no embedding for the field {field!r}: register one in networks.embed.EMBEDDINGS")
+    return EMBEDDINGS[type(field)]

@@ -1,4 +1,4 @@
-"""What the networks have in common: a dense layer, normalisations and their modulation."""
+"""Layers that the networks share: dense and convolutional layers, normalisation and its modulation."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ zeros = nnx.initializers.zeros_init()
 
 
 def computing_dtype(name: str) -> jnp.dtype:
-    """The type in which a network computes.
+    """Returns the dtype in which a network computes.
 
     Raises:
-      ValueError: for any but "float32" and "bfloat16".
+      ValueError: for any name but "float32" and "bfloat16".
     """
     if name not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is 'float32' or 'bfloat16'; got {name!r}")
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {name!r}")
     return jnp.dtype(name)
 
 
 def check_sizes(least: int = 1, **sizes: Any) -> None:
-    """Raises ``ValueError`` for a size, or one of a sequence, that is no whole number of at least ``least``."""
+    """Raises ``ValueError`` unless all sizes, and the items of those that are sequences, are integers ≥ ``least``."""
     for name, size in sizes.items():
         for n in size if isinstance(size, list | tuple) else (size,):
             if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < least:
@@ -37,7 +37,7 @@ def check_sizes(least: int = 1, **sizes: Any) -> None:
 
 
 def sides(shape: Sequence[int], network: str) -> tuple[int, int, int]:
-    """(H, W, C) of the shape of an image.
+    """Returns (H, W, C) of an image shape.
 
     Raises:
       ValueError: for any other shape.
@@ -49,24 +49,24 @@ def sides(shape: Sequence[int], network: str) -> tuple[int, int, int]:
 
 
 def normal(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32, *, std: float = 1.0) -> Array:
-    """N(0, std²), drawn flat: XLA:CPU takes five times as long to compile random bits of several axes."""
+    """Draws N(0, std²) as a flat array and reshapes it: XLA:CPU compiles random bits with several axes 5x slower."""
     return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def lecun(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """N(0, 1/fan-in), which keeps the variance of unit inputs (LeCun et al. 1998, eq. 16); fan-out is last."""
+    """Draws N(0, 1/fan-in), which preserves unit variance (LeCun et al. 1998, eq. 16); the last axis is the fan-out."""
     return normal(key, shape, dtype, std=math.prod(shape[:-1]) ** -0.5)
 
 
 def embedding(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """N(0, 1/4) for the rows of tables, null tokens among them."""
+    """Draws N(0, 1/4), for rows of embedding tables and null tokens."""
     return normal(key, shape, dtype, std=0.5)
 
 
 class Dense(nnx.Linear):
-    """``nnx.Linear``, applied to (B·N, d) where the input is (B, N, d).
+    """``nnx.Linear`` that reshapes an input (B, N, d) to (B·N, d).
 
-    With the axes apart, XLA:CPU takes the weight gradient through a transposed copy of the cotangent.
+    Without the reshape, XLA:CPU computes the weight gradient through a transposed copy of the cotangent.
     """
 
     def __init__(self, d_in: int, d_out: int, *, dtype: Any = None, kernel_init: Any = lecun, rngs: nnx.Rngs):
@@ -78,31 +78,31 @@ class Dense(nnx.Linear):
 
 
 def conv(c_in: int, c_out: int, *, dtype: Any = None, kernel_init: Any = lecun, rngs: nnx.Rngs) -> nnx.Conv:
-    """A 3x3 convolution of (B, H, W, C) that keeps H and W."""
+    """Returns a 3x3 convolution of (B, H, W, C) that keeps H and W."""
     return nnx.Conv(c_in, c_out, (3, 3), dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 
 
 def gathered(params: PyTree) -> PyTree:
-    """Parameters as they are to be used: where a run splits them among devices (FSDP), all of them on each.
+    """Constrains parameters that are sharded over devices (FSDP) to be gathered on each device.
 
-    It is said where they are used, a layer at a time. Left to itself XLA may split the activations instead, of which
-    there are more.
+    Layers call it on their parameters right before use. Without the constraint XLA may shard the activations instead,
+    which are larger.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
-        return params  # one device, or what a device sees of its own
+        return params  # a single device, or the per-device view inside shard_map
     return jax.lax.with_sharding_constraint(params, NamedSharding(mesh, PartitionSpec()))
 
 
 def layer_norm(x: Array) -> Array:
-    """Layer normalisation over the last axis without affine part (Ba et al. 2016); statistics in float32."""
+    """Layer normalisation over the last axis, without affine part (Ba et al. 2016); float32 statistics."""
     z = x.astype(jnp.float32)
     z = z - jnp.mean(z, axis=-1, keepdims=True)
     return (z * jax.lax.rsqrt(jnp.mean(z * z, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def group_norm(x: Array, groups: int) -> Array:
-    """Group normalisation of (B, H, W, C) without affine part (Wu & He 2018); statistics in float32."""
+    """Group normalisation of (B, H, W, C), without affine part (Wu & He 2018); float32 statistics."""
     b, h, w, c = x.shape
     z = x.astype(jnp.float32).reshape(b, h * w, groups, c // groups)
     z = z - jnp.mean(z, axis=(1, 3), keepdims=True)
@@ -111,6 +111,6 @@ def group_norm(x: Array, groups: int) -> Array:
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:
-    """x·(1 + scale) + shift (FiLM, Perez et al. 2018): x (B, ..., d), scale and shift (B, d)."""
+    """Returns x·(1 + scale) + shift (FiLM, Perez et al. 2018): x (B, ..., d), scale and shift (B, d)."""
     over = (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],)
     return x * (1 + scale.reshape(over)) + shift.reshape(over)

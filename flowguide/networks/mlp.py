@@ -1,4 +1,4 @@
-"""A residual multi-layer perceptron, for points and for small images that are aligned with each other."""
+"""A residual MLP, for points and for small aligned images."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import nnx
 
-from flowguide.condition import Condition, Fields
+from flowguide.condition import Condition
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
 from flowguide.networks.layers import Dense, check_sizes, computing_dtype, embedding, layer_norm, modulate, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
+from flowguide.schema import Fields
 from flowguide.typing import Array
 
 
 class MLP(nnx.Module):
-    """u(t, x, c) for x (B, *shape), flattened: residual blocks, each modulated by time and condition."""
+    """u(t, x, c) for x (B, *shape): residual blocks on the flattened x, each modulated by time and condition."""
 
     def __init__(
         self,
@@ -29,20 +30,20 @@ class MLP(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """Builds the network; the velocity of a fresh one is 0.
+        """Builds the network; at initialisation the velocity is 0.
 
         Args:
           shape: shape of one example.
-          fields: the fields of the condition; may be empty.
+          fields: fields of the condition; may be empty.
           width: size of the hidden layers and of the embeddings.
           depth: number of residual blocks.
-          refine: if positive, the size of the hidden layers of a small perceptron that corrects each pixel of an
-            image ``(H, W, C)`` on its own (see ``Refinement``).
-          dtype: of the computation, "float32" or "bfloat16"; parameters and result are float32.
-          rngs: for the initialisation.
+          refine: if positive, the hidden size of a small MLP that corrects each pixel of an image ``(H, W, C)``
+            separately (see ``Refinement``).
+          dtype: dtype of the computation, "float32" or "bfloat16"; parameters and output are float32.
+          rngs: random numbers for the initialisation.
 
         Raises:
-          ValueError: for sizes that are not positive, or if pixels are to be refined and ``shape`` is no image's.
+          ValueError: if a size is not positive, or ``refine`` is set and the examples are not images.
         """
         check_sizes(width=width, depth=depth)
         check_sizes(0, refine=refine)
@@ -71,15 +72,15 @@ class MLP(nnx.Module):
         for block, treatment in zip(self.blocks, treatments(perturbation, self.attends), strict=True):
             h = block(h, signal, treatment)
         h = nnx.silu(h)
-        # A coordinate that t and c nearly determine has u ≈ (x̂1 − x)/(1 − t) (linear path): a multiple of x itself, of
-        # its own size for each coordinate, that the hidden layers would have to carry through.
+        # For a coordinate that t and c nearly determine, u ≈ (x̂1 − x)/(1 − t) (linear path). Its term in x has a scale
+        # of its own for each coordinate; without the skip, the hidden layers would have to carry it.
         u = self.skip(signal.astype(jnp.float32)) * flat + self.outlet(h.astype(jnp.float32))
         u = u.reshape(x.shape)
         return u if self.refinement is None else u + self.refinement(x, u, h, signal)
 
 
 class MLPBlock(nnx.Module):
-    """h + W₂ silu(W₁ silu(modulated norm(h))), on (B, width)."""
+    """h + W₂ silu(W₁ silu(modulate(norm(h)))), on (B, width)."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.film = Dense(width, 2 * width, dtype=dtype, rngs=rngs)
@@ -95,10 +96,10 @@ class MLPBlock(nnx.Module):
 
 
 class Refinement(nnx.Module):
-    """A correction of u, pixel by pixel, from x, u and a few features that the hidden layer has for that pixel.
+    """Corrects u pixel by pixel, from x, u and a few features that the hidden layer predicts for that pixel.
 
-    The hidden layer holds the picture as a whole and is too narrow to tell the small noise of each pixel late in the
-    flow; seen alone, a pixel's noise is easy to tell from its colour. Few parameters, and only matrix products.
+    The hidden layer represents the whole image and is too narrow to resolve the small noise of each pixel late in the
+    flow. For a single pixel, noise and colour are easy to separate. It has few parameters and only matrix products.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The one seam between Flax NNX and everything else: outside of it, parameters are plain nested dicts."""
+"""Converts Flax NNX modules to pure functions. Elsewhere parameters are plain nested dicts."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ Params: TypeAlias = dict[str, Any]
 Apply: TypeAlias = Callable[[Params, Array, Array, Condition], Array]
 
 
-def _without_blocks(perturbation: Perturbation) -> Apply:
-    raise TypeError(f"this network has no blocks (no `attends`) to perturb; got {perturbation}")
+def _no_blocks(perturbation: Perturbation) -> Apply:
+    raise TypeError(f"this network has no blocks (no `attends`) to perturb; got {perturbation}: use another network")
 
 
 class Network(NamedTuple):
     """A velocity network as pure functions.
 
     Attributes:
-      init: key -> params, nested dicts with string keys and float32 leaves; one jitted program.
+      init: key -> params, nested dicts with string keys and float32 leaves; jitted.
       velocity: (params, t (B,), x (B, *D), c of batch B) -> u(t, x, c), float32 (B, *D).
-      perturbed: perturbation -> the velocity of the weakened twin, a function of the same arguments and the same
-        params; ``velocity`` itself where the perturbation takes nothing. Raises TypeError for a network without
-        blocks, and ValueError for a perturbation that does not fit (see ``perturbation.treatments``).
+      perturbed: perturbation -> the velocity of the weakened network, with the same arguments and params; ``velocity``
+        itself if the perturbation changes nothing. Raises TypeError for a network without blocks, and ValueError for a
+        perturbation that does not fit (see ``perturbation.treatments``).
     """
 
     init: Callable[[PRNGKey], Params]
     velocity: Apply
-    perturbed: Callable[[Perturbation], Apply] = _without_blocks
+    perturbed: Callable[[Perturbation], Apply] = _no_blocks
 
 
 def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-    """The pure functions of the module that ``make`` builds; nothing is computed until ``init`` is called.
+    """Returns the module that ``make`` builds as pure functions; computes nothing until ``init`` is called.
 
     Args:
-      make: rngs -> a module whose call is (t, x, c) -> u. All its state must be ``nnx.Param``. One that can be
-        perturbed also takes the keyword ``perturbation``, and has a tuple ``attends`` that tells for each block
-        whether it has attention. One that scans over layers names the parts that hold their stacked parameters in
-        ``stacked``, and calls ``layers.gathered`` on those of a layer.
+      make: rngs -> a module whose call is (t, x, c) -> u. All its state must be ``nnx.Param``. To support
+        perturbations, the call also takes the keyword ``perturbation``, and the tuple ``attends`` says for each block
+        whether it has attention. To scan over layers, ``stacked`` names the submodules whose parameters are stacked,
+        and the scan's body calls ``layers.gathered`` on the parameters of a layer.
 
     Raises:
-      TypeError: if the module keeps other state (running statistics, a stream of random numbers): such a
-        velocity would not be a function of its arguments.
+      TypeError: if the module has other state (running statistics, a stream of random numbers): its velocity would not
+        be a function of its arguments.
     """
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     attends: tuple[bool, ...] | None = getattr(module, "attends", None)
@@ -57,9 +57,9 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     variables = nnx.to_flat_state(state)
     other = ["/".join(map(str, path)) for path, variable in variables if not isinstance(variable, nnx.Param)]
     if other:
-        raise TypeError(f"a velocity network may hold nnx.Param only; got other variables at {other}")
+        raise TypeError(f"a velocity network may hold nnx.Param only; got other variables at {other}: remove them")
     stacked: tuple[str, ...] = getattr(module, "stacked", ())
-    # Lists of modules have integers in their paths. Checkpoints want strings, so Params has only those.
+    # Paths through lists of modules contain integers. Checkpoints need strings, so Params has only those.
     paths = [path for path, _ in variables]
 
     @jax.jit
@@ -89,14 +89,14 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         return Network(init, velocity)
 
     def perturbed(perturbation: Perturbation) -> Apply:
-        takes_nothing = set(treatments(perturbation, attends)) <= {PLAIN}
-        return velocity if takes_nothing else function(perturbation=perturbation)
+        changes_nothing = set(treatments(perturbation, attends)) <= {PLAIN}
+        return velocity if changes_nothing else function(perturbation=perturbation)
 
     return Network(init, velocity, perturbed)
 
 
 def count_parameters(params: Params) -> int:
-    """The number of scalars in ``params``, which may be abstract (``jax.eval_shape`` of an ``init``)."""
+    """Returns the number of scalars in ``params``, which may be abstract (``jax.eval_shape`` of an ``init``)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

@@ -1,7 +1,7 @@
-"""Weakened twins of a network, to be guided away from: blocks skipped, or attention that mixes tokens worse.
+"""Weakens a network for guidance to move away from: skips blocks, or perturbs their attention.
 
-A perturbation says which blocks of a network do less than they were trained to do. It adds no parameters, so that
-one set of them is both the network and its twin. Blocks count from 0, in the order in which they are applied.
+A perturbation adds no parameters, so the network and its weakened version share them. Blocks count from 0, in the
+order in which they are applied.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ Mixing = Literal["full", "identity", "blurred"]
 
 
 class Perturbation(NamedTuple):
-    """What to take from a network; hashable. The default takes nothing.
+    """How to weaken a network; hashable. The default changes nothing.
 
     Attributes:
-      skip: blocks that hand on their input (skip-layer guidance; spatio-temporal skip guidance, Hyung et al. 2024).
-      attention: "identity" lets each token see itself alone (perturbed-attention guidance, Ahn et al. 2024), and so
-        nothing of a conditioning sequence; "blurred" blurs the queries over the grid of tokens (smoothed energy
-        guidance, Hong 2024); "full" leaves attention as it was trained.
-      blur: standard deviation of that blur, in tokens: 0 is the plain network, inf gives all tokens the mean query.
-      layers: blocks whose attention is so perturbed; None for all that have attention.
+      skip: blocks that pass their input through (skip-layer guidance; spatio-temporal skip guidance, Hyung et al.
+        2024).
+      attention: "identity" lets each token attend only to itself, and not to a conditioning sequence
+        (perturbed-attention guidance, Ahn et al. 2024); "blurred" blurs the queries over the grid of tokens (smoothed
+        energy guidance, Hong 2024); "full" leaves attention unchanged.
+      blur: standard deviation of the blur, in tokens: 0 is the plain network, inf gives all tokens the mean query.
+      layers: blocks whose attention is perturbed; None for all blocks with attention.
     """
 
     skip: tuple[int, ...] = ()
@@ -36,7 +37,7 @@ class Perturbation(NamedTuple):
 
 
 class Treatment(NamedTuple):
-    """What one block does under a perturbation; see there."""
+    """A perturbation's effect on one block; fields as in ``Perturbation``."""
 
     skipped: bool = False
     attention: Mixing = "full"
@@ -48,15 +49,15 @@ PLAIN = Treatment()
 
 
 def treatments(perturbation: Perturbation, attends: tuple[bool, ...]) -> tuple[Treatment, ...]:
-    """What each block does under ``perturbation``.
+    """Returns the treatment of each block under ``perturbation``.
 
     Args:
-      perturbation: of the whole network.
+      perturbation: perturbation of the whole network.
       attends: for each block, whether it has attention.
 
     Raises:
-      ValueError: if a block named is none of the network's, or its attention is to be perturbed and it has none; if
-        ``attention`` is another word, ``blur`` is negative, or ``layers`` is given and attention is left as it is.
+      ValueError: if a named block does not exist; if attention is perturbed, but no block or not all of ``layers`` have
+        attention; if ``attention`` is unknown, ``blur`` is negative, or ``layers`` is given with attention "full".
     """
     skip, attention, blur, layers = perturbation
     with_attention = [i for i, has in enumerate(attends) if has]
@@ -66,15 +67,15 @@ def treatments(perturbation: Perturbation, attends: tuple[bool, ...]) -> tuple[T
         raise ValueError(f"attention must be one of {get_args(Mixing)}; got {attention!r}")
     if attention == "full":
         if layers is not None:
-            raise ValueError(f'layers={tuple(layers)} says whose attention to perturb, and attention is "full"')
+            raise ValueError(f'layers={tuple(layers)} says whose attention to perturb, but attention is "full"')
     elif not with_attention:
-        raise ValueError(f"attention={attention!r} needs a network with attention, and this one has none: use skip")
+        raise ValueError(f"attention={attention!r} needs a network with attention, but this one has none: use skip")
     elif not set(layers or ()) <= set(with_attention):
         raise ValueError(f"layers must name blocks with attention, among {with_attention}; got {layers}")
     if not blur >= 0:
         raise ValueError(f"blur must be 0 or more tokens, or inf; got {blur}")
 
-    # A blur of nothing is the plain network itself, not arithmetic that comes close to it.
+    # Blur 0 gives the plain network exactly, not only up to rounding.
     changed = PLAIN if attention == "blurred" and blur == 0 else Treatment(False, attention, blur)
     chosen = with_attention if layers is None else layers
 
@@ -87,15 +88,15 @@ def treatments(perturbation: Perturbation, attends: tuple[bool, ...]) -> tuple[T
 
 
 def blurred(q: Array, grid: tuple[int, int], sigma: float) -> Array:
-    """Gaussian blur over the grid of tokens; at its edges, the weights of the tokens there are made to add up to 1.
+    """Blurs ``q`` with a Gaussian over the grid of tokens, whose weights are renormalised to sum to 1 at the edges.
 
     Args:
-      q: (B, height·width, heads, H), rows of the grid one after the other.
+      q: (B, height·width, heads, H), in row-major order.
       grid: (height, width).
       sigma: standard deviation in tokens, positive; inf is the mean over all tokens.
 
     Returns:
-      The shape and dtype of ``q``.
+      An array of the shape and dtype of ``q``.
     """
 
     def weights(size: int) -> Array:
@@ -103,6 +104,6 @@ def blurred(q: Array, grid: tuple[int, int], sigma: float) -> Array:
         weight = np.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2)
         return jnp.asarray(weight / weight.sum(axis=1, keepdims=True), q.dtype)
 
-    # A Gaussian is the product of one along the columns and one along the rows.
+    # A Gaussian is separable: one factor per axis.
     on_grid = q.reshape(q.shape[0], *grid, *q.shape[2:])
     return jnp.einsum("hi,wj,bijnd->bhwnd", *map(weights, grid), on_grid).reshape(q.shape)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import nnx
 
-from flowguide.condition import Condition, Fields
+from flowguide.condition import Condition
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, Embedded, TimeEmbedding, has_sequence
 from flowguide.networks.layers import Dense, check_sizes, computing_dtype, conv, group_norm, modulate, sides, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
+from flowguide.schema import Fields
 from flowguide.typing import Array
 
 
@@ -32,28 +33,28 @@ class UNet(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """Builds the network; the velocity of a fresh one is 0.
+        """Builds the network; at initialisation the velocity is 0.
 
         Args:
           shape: (H, W, C) of one example.
-          fields: the fields of the condition; may be empty.
-          width: channels of the first level; the embeddings have four times as many.
+          fields: fields of the condition; may be empty.
+          width: channels of the first level; the embeddings are four times as wide.
           multipliers: channels of each level over ``width``; each further level halves H and W.
-          blocks: residual blocks a level on the way down (one more on the way up).
-          attention: the heights H at which blocks are followed by attention, e.g. ``(8,)``.
+          blocks: residual blocks per level on the way down (one more on the way up).
+          attention: heights H of the levels whose blocks have attention, e.g. ``(8,)``.
           heads: number of attention heads.
-          dtype: of the computation, "float32" or "bfloat16"; parameters and result are float32.
-          rngs: for the initialisation.
+          dtype: dtype of the computation, "float32" or "bfloat16"; parameters and output are float32.
+          rngs: random numbers for the initialisation.
 
         Raises:
-          ValueError: for examples that are no images and sizes that are not positive, if H or W cannot be halved
-            often enough, if an attention height is no level's, its channels cannot be split into heads, or if token
-            fields meet a network without attention.
+          ValueError: if the examples are not images, a size is not positive, H or W cannot be halved often enough, an
+            attention height matches no level, its channels cannot be split into heads, or there are token fields but no
+            attention.
         """
         height, breadth, channels = sides(shape, "unet")
         check_sizes(width=width, multipliers=multipliers, blocks=blocks, attention=attention, heads=heads)
         if not multipliers:
-            raise ValueError("a U-Net has a level for each multiplier; got multipliers=()")
+            raise ValueError("a U-Net has a level for each multiplier; got multipliers=(): give at least one")
         levels = len(multipliers)
         heights = [height >> level for level in range(levels)]
         factor = 2 ** (levels - 1)
@@ -62,7 +63,7 @@ class UNet(nnx.Module):
                 f"{levels} levels need H and W divisible by {factor}; got {height}x{breadth}: give fewer multipliers"
             )
         if has_sequence(fields) and not attention:
-            raise ValueError("token fields are read by attention; got attention=()")
+            raise ValueError(f"token fields are read by attention; got attention=(): choose from {heights}")
         if not set(attention) <= set(heights):
             raise ValueError(f"attention must name heights among {heights}; got {tuple(attention)}")
         self.dtype = computing_dtype(dtype)
@@ -102,14 +103,14 @@ class UNet(nnx.Module):
 
     @property
     def attends(self) -> tuple[bool, ...]:
-        """For each block, on the way down, in the middle and on the way up: whether it has attention."""
+        """For each block, in the order down, middle, up: whether it has attention."""
         stages = (stage for part in (*self.down, self.middle, *self.up) for stage in part)
         return tuple(stage.attention is not None for stage in stages)
 
     def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
         """t (B,), x (B, H, W, C), c of batch B -> float32 (B, H, W, C).
 
-        A block that is skipped leaves its shortcut: its input, or a learned projection of it where channels change.
+        A skipped block applies only its shortcut: the identity, or a learned projection if the channels change.
         """
         embedded = self.condition(c, x.shape[0])
         time = self.time(t)
@@ -119,7 +120,7 @@ class UNet(nnx.Module):
         skips = [h]
         for level, stages in enumerate(self.down):
             if level:
-                h = _halve(h)
+                h = _downsample(h)
                 skips.append(h)
             for stage in stages:
                 h = stage(h, signal, embedded, next(plan))
@@ -128,16 +129,16 @@ class UNet(nnx.Module):
             h = stage(h, signal, embedded, next(plan))
         for level, stages in enumerate(self.up):
             if level:
-                h = self.resize_up[level - 1](_double(h))
+                h = self.resize_up[level - 1](_upsample(h))
             for stage in stages:
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), signal, embedded, next(plan))
         h = nnx.silu(group_norm(h, _groups(h.shape[-1])))
-        # The velocity has a part along x whose size depends on t alone; given here, it need not pass all layers.
+        # The velocity has a component along x whose scale depends on t alone; it bypasses the layers.
         return self.skip(nnx.silu(time))[:, None, None] * x + self.outlet(h.astype(jnp.float32))
 
 
 class Stage(nnx.Module):
-    """A residual block with scale-shift conditioning, then attention where ``heads`` is positive."""
+    """A residual block with scale-shift conditioning, then attention if ``heads`` is positive."""
 
     def __init__(
         self,
@@ -158,11 +159,11 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Array, signal: Array, embedded: Embedded, treatment: Treatment = PLAIN) -> Array:
         if treatment.skipped:
-            return self._short(x)
+            return self._shortcut(x)
         h = self.hidden(nnx.silu(group_norm(x, _groups(x.shape[-1]))))
         scale, shift = jnp.split(self.film(signal), 2, axis=-1)
         h = modulate(group_norm(h, _groups(h.shape[-1])), scale, shift)
-        h = self.out(nnx.silu(h)) + self._short(x)
+        h = self.out(nnx.silu(h)) + self._shortcut(x)
         if self.attention is None:
             return h
         b, height, width, channels = h.shape
@@ -170,22 +171,22 @@ class Stage(nnx.Module):
         mixed = self.attention(z, embedded.sequence, embedded.mask, (height, width), treatment)
         return h + mixed.reshape(h.shape)
 
-    def _short(self, x: Array) -> Array:
+    def _shortcut(self, x: Array) -> Array:
         return x if self.shortcut is None else self.shortcut(x)
 
 
 def _groups(channels: int) -> int:
-    """Groups of at least 4 channels, at most 32 of them, as many as divide ``channels``."""
+    """Returns the number of groups: a divisor of ``channels``, at most 32, with at least 4 channels per group."""
     return math.gcd(channels, min(32, max(channels // 4, 1)))
 
 
-def _halve(x: Array) -> Array:
-    """The mean of each 2x2 square: (B, H, W, C) -> (B, H/2, W/2, C)."""
+def _downsample(x: Array) -> Array:
+    """Averages each 2x2 square: (B, H, W, C) -> (B, H/2, W/2, C)."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def _double(x: Array) -> Array:
-    """Each pixel four times: (B, H, W, C) -> (B, 2H, 2W, C)."""
+def _upsample(x: Array) -> Array:
+    """Repeats each pixel four times: (B, H, W, C) -> (B, 2H, 2W, C)."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

@@ -1,39 +1,50 @@
-"""Sampling: a trained network, a condition and a guidance scale become samples.
+"""Sampling from a trained model, guided towards conditions and away from others.
 
 ```python
 from flowguide.sampling import load, sample
 
-run = load("runs/avatars")
-faces = sample(run, "hat=red,glasses=none", num=16, gamma=3.0, negative=["beard=yes"], seed=0)
+model = load("runs/avatars")
+faces = sample(model, "hat=red,glasses=none", num=16, gamma=3.0, negative=["beard=yes"], seed=0)
 ```
 
-Sample i depends on (seed, i) and its own condition alone, not on the batch it is drawn in or the number of devices, up
-to rounding: another batch size or number of devices is another program, which may add in another order. Of images about
-one value in 10,000 then differs, by 1 of 255.
+Sample i depends only on (seed, i) and its own condition, not on its batch or the number of devices, up to rounding:
+another batch size or number of devices is another program, which may add in another order. About one value of an image
+in 10,000 then differs, by 1 of 255.
 """
 
-from flowguide.sampling.checks import check_together, resolve_defaults
-from flowguide.sampling.config import ADAPTIVE, SAMPLERS, SOLVER_NAMES, STOCHASTIC, SamplerConfig, nodes
-from flowguide.sampling.draw import Samples, sample
+from flowguide.model import GammaConditioned, Guided, Model, NoNull, Plain
+from flowguide.networks.perturbation import Perturbation
+from flowguide.sampling.checks import SAMPLERS, check_together, resolve_defaults
+from flowguide.sampling.config import ADAPTIVE, SOLVER_NAMES, STOCHASTIC, SamplerConfig, nodes
+from flowguide.sampling.draw import Samples, sample, sample_particles
 from flowguide.sampling.export import export
-from flowguide.sampling.particles import ParticleSamples, resample_equal, sample_particles
+from flowguide.sampling.load import load
+from flowguide.sampling.null import Null, check_null, guided_by_null, keep_null, kept_null
+from flowguide.sampling.particles import ParticleSamples, resample_equal
 from flowguide.sampling.pilots import check_fit, check_gap, fit_grid, gap
-from flowguide.sampling.run import Null, Run, check_null, guided_by_null, keep_null, kept_null, load
+from flowguide.sampling.request import SampleRequest, default_gamma, request
 
 __all__ = [
     "ADAPTIVE",
     "SAMPLERS",
     "SOLVER_NAMES",
     "STOCHASTIC",
+    "GammaConditioned",
+    "Guided",
+    "Model",
+    "NoNull",
     "Null",
     "ParticleSamples",
-    "Run",
+    "Perturbation",
+    "Plain",
+    "SampleRequest",
     "SamplerConfig",
     "Samples",
     "check_fit",
     "check_gap",
     "check_null",
     "check_together",
+    "default_gamma",
     "export",
     "fit_grid",
     "gap",
@@ -42,6 +53,7 @@ __all__ = [
     "kept_null",
     "load",
     "nodes",
+    "request",
     "resample_equal",
     "resolve_defaults",
     "sample",

@@ -1,79 +1,37 @@
-"""Samples of the guided flow."""
+"""Draws samples from a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
-from flowguide import guidance, paths, processes, solvers, tilted
-from flowguide.data import to_image
+from flowguide import guidance, processes, solvers
 from flowguide.errors import UserError
+from flowguide.model import GammaConditioned, Model
 from flowguide.networks import Network
-from flowguide.sampling.checks import check, resolve_defaults
-from flowguide.sampling.conditions import Cond, number
-from flowguide.sampling.config import ADAPTIVE, DEFAULT, STOCHASTIC, SamplerConfig, SampleRequest, ask, guided, nodes
-from flowguide.sampling.run import Run
+from flowguide.paths import Path
+from flowguide.sampling.batches import Draw, batches, in_a_row, spread
+from flowguide.sampling.checks import SAMPLERS, check, resolve_defaults
+from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
+from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, weak_velocity
+from flowguide.sampling.particles import ParticleSamples, draw_particles, evaluations
+from flowguide.sampling.request import SampleRequest, request
+from flowguide.schema.conditions import Cond, sample_count
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
-
-class Layout(NamedTuple):
-    """Devices in a row, and arrays cut among them or whole on each."""
-
-    mesh: jax.sharding.Mesh
-    split: NamedSharding
-    whole: NamedSharding
-
-
-def layout(devices: Sequence[Device] | None) -> Layout:
-    """All devices, those of other processes too, or those given."""
-    mesh = jax.sharding.Mesh(np.asarray(devices or jax.devices()), ("data",))
-    return Layout(mesh, NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec()))
-
-
-def shares(
-    request: SampleRequest, num: int, size: int, seed: int, over: Layout, progress: bool, each: int = 1
-) -> Iterator[tuple[int, PRNGKey, SampleRequest]]:
-    """``num`` draws in batches: how many of a batch count, a key for each draw, and what it is asked to be.
-
-    Every batch has the same size, so that there is one program; the last one is filled up with repetitions. ``each`` is
-    how many samples a draw makes, for the progress bar.
-    """
-    devices = over.mesh.size
-    size = -(-min(size, num) // devices) * devices
-    root = np.asarray(jax.random.key_data(jax.random.key(seed)))
-    bar = tqdm(total=num * each, disable=not progress, unit="sample", dynamic_ncols=True)
-    with bar:
-        for first in range(0, num, size):
-            index = np.minimum(np.arange(first, first + size), num - 1)
-            cut = jax.tree.map(lambda a, index=index: np.asarray(a)[index], request)
-            kept = min(size, num - first)
-            yield kept, _keys(root, processes.put(index, over.split)), processes.put(cut, over.split)
-            bar.update(kept * each)
-
-
-@jax.jit
-def _keys(root: Array, index: Array) -> PRNGKey:
-    return jax.vmap(partial(jax.random.fold_in, jax.random.wrap_key_data(root)))(index)
-
-
-def spread(draw: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """A jitted function of (params, keys, request, weights): each device draws its share, without a word to others."""
-    each, same = PartitionSpec("data"), PartitionSpec()
-    return jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(same, each, each, same), out_specs=each, check_vma=False))
+PARTICLES = DEFAULT._replace(sampler="fkc")
 
 
 class Samples(NamedTuple):
     """What was drawn.
 
     Attributes:
-      x: uint8 images or float32 points ``(num, *D)``.
+      x: as the kind of example is shown, uint8 images or float32 vectors, ``(num, *D)``.
       evaluations: int ``(num,)``, network evaluations that each sample cost.
     """
 
@@ -81,17 +39,35 @@ class Samples(NamedTuple):
     evaluations: np.ndarray
 
 
+class Functions(NamedTuple):
+    """What a program is compiled for, besides the sampler: everything of a model but its parameters. Hashable."""
+
+    network: Network
+    weak: Network | None
+    path: Path
+    gamma_conditioned: bool
+    shape: tuple[int, ...]
+
+
+def functions_of(model: Model, weak: Model | None = None) -> Functions:
+    """Returns the functions of a model, and of a weaker one."""
+    conditioned = isinstance(model.guidance, GammaConditioned)
+    return Functions(
+        model.network, None if weak is None else weak.network, model.path, conditioned, tuple(model.info.shape)
+    )
+
+
 def sample(
-    run: Run,
+    model: Model,
     cond: Cond = "",
     *,
     num: int | None = None,
-    gamma: float | np.ndarray = 1.0,
+    gamma: float | np.ndarray | None = None,
     negative: Cond = (),
     gamma_negative: float = 1.0,
     compose: Sequence[tuple[Cond, float]] = (),
-    weak: Run | None = None,
-    method: SamplerConfig = DEFAULT,
+    weak: Model | None = None,
+    config: SamplerConfig = DEFAULT,
     seed: int = 0,
     batch_size: int = 64,
     devices: Sequence[Device] | None = None,
@@ -99,110 +75,176 @@ def sample(
 ) -> Samples:
     """Draws samples of the guided flow.
 
-    Sample i depends on (seed, i) and its own condition alone, up to rounding: with another ``batch_size``, or on other
+    Sample i depends only on (seed, i) and its own condition, up to rounding: with another ``batch_size``, or on other
     devices, about one value of an image in 10,000 differs, by 1 of 255.
 
     Args:
-      run: from ``load``.
-      cond: for all samples: a prompt "hat=red", a label, or a dict {"hat": value}. One a sample: a list of such, arrays
-        ``(num, ...)`` in the dict, an array of labels, or a Condition of ``num`` examples.
-      num: how many; by default one a prompt, or 64.
-      gamma: guidance scale γ, for all or ``(num,)``: 0 unconditional, 1 conditional, more is guided.
-      negative: what to avoid: one condition in any of these forms (a string is one prompt, an array has one label a
-        sample), or a list of several, each avoided in all samples.
-      gamma_negative: their weight γ_n; not read where ``method.replace_null`` puts a negative condition in ∅'s place.
+      model: from ``load``.
+      cond: the same for all samples: a prompt "hat=red", a label, or a dict {"hat": value}. One for each sample: a list
+        of these, arrays ``(num, ...)`` in the dict, an array of labels, or a Condition of ``num`` examples.
+      num: number of samples; by default one for each condition, or 64.
+      gamma: guidance scale γ, one number or ``(num,)``: 0 unconditional, 1 conditional, more is guided. By default 2,
+        or 1 for a model that nothing can guide.
+      negative: what to move away from: one condition in any of these forms (a string is one prompt, an array has one
+        label for each sample), or a list of several, which all apply to all samples.
+      gamma_negative: their weight γ_n; not used if ``config.replace_null`` puts a negative condition in ∅'s place.
       compose: further conditions, each with its weight: u_∅ + γ[(u_c − u_∅) + Σ w_i(u_i − u_∅)].
-      weak: the worse run that guidance "autoguidance" goes away from, trained on the same data.
-      method: how to guide and integrate.
+      weak: the weaker model that guidance "autoguidance" moves away from, trained on the same data.
+      config: how to guide and integrate.
       seed: of the noise.
-      batch_size: samples at a time, over all devices; changes memory and speed, and the samples only by rounding.
-      devices: where to compute; by default all, of several processes those of all, which must call this together.
+      batch_size: samples at a time, over all devices; affects memory and speed, and samples only by rounding.
+      devices: where to compute; by default all, those of all processes, which must then make this call together.
       progress: show a progress bar.
 
     Raises:
-      UserError: for settings that cannot be, before anything is computed, and where the samples are not finite.
+      UserError: for settings that cannot be, before anything is computed, and for samples that are not finite.
     """
-    method = resolve_defaults(method)
-    num = number(cond, num, 64, run.info.fields)
-    if num < 1 or batch_size < 1:
-        raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
-    if method.sampler == "fkc":
+    config = resolve_defaults(config, model)
+    num = _count(cond, num, 64, batch_size, model)
+    if config.sampler == "fkc":
         raise UserError("sampler 'fkc' draws particles of a law together: call sample_particles")
-    request, weights = ask(run, cond, num, gamma, negative, gamma_negative, compose)
-    check(run, request, weights, method, weak)
+    asked = request(model, cond, num, gamma, negative, gamma_negative, compose)
+    check(model, asked, config, weak)
 
-    over = layout(devices)
-    gamma_conditioned = run.gammas is not None
-    program = _program(
-        run.network, weak and weak.network, gamma_conditioned, run.path, run.info.shape, method, over.mesh
-    )
-    params = processes.put((run.params, weak and weak.params), over.whole)
+    over = in_a_row(devices)
+    program = _program(functions_of(model, weak), config, over.mesh)
+    params = processes.put((model.params, None if weak is None else weak.params), over.whole)
 
     drawn, cost = [], []
-    for kept, keys, share in shares(request, num, batch_size, seed, over, progress):
-        x, status, cost_each = program(params, keys, share, weights)
-        x, status, cost_each = (processes.gather(a) for a in (x, status, cost_each))
-        if np.any(status == solvers.Status.NOT_FINITE):
-            raise UserError(f"{method.solver} met a velocity that is not finite: lower gamma, or train longer")
-        if np.any(status != solvers.Status.DONE):
-            raise UserError(
-                f"{method.solver} did not reach tolerance {method.tolerance:g}: raise the tolerance or lower gamma"
-            )
-        if not np.isfinite(x).all():
-            raise UserError("the samples are not finite: lower gamma, take more steps, or train longer")
-        drawn.append(to_image(x[:kept]) if run.info.kind == "image" else x[:kept])
+    for kept, keys, part in batches(asked, num, batch_size, seed, over, progress=progress):
+        x, status, cost_each = (processes.gather(a) for a in program(params, keys, part))
+        _check_drawn(x, status, config)
+        drawn.append(model.info.examples.to_output(x[:kept]))
         cost.append(cost_each[:kept])
     return Samples(np.concatenate(drawn), np.concatenate(cost))
 
 
-def drawing(
-    network: Network,
-    weak: Network | None,
-    gamma_conditioned: bool,
-    path: str,
-    shape: tuple[int, ...],
-    method: SamplerConfig,
-) -> Callable[[PyTree, PRNGKey, SampleRequest, Array], tuple[Array, Array, Array]]:
-    """The sampler (params, keys, request, weights) -> samples, statuses and evaluations ``(B,)``; not jitted."""
+def sample_particles(
+    model: Model,
+    cond: Cond = "",
+    *,
+    num: int | None = None,
+    gamma: float | np.ndarray | None = None,
+    negative: Cond = (),
+    gamma_negative: float = 1.0,
+    compose: Sequence[tuple[Cond, float]] = (),
+    config: SamplerConfig = PARTICLES,
+    seed: int = 0,
+    batch_size: int = 64,
+    devices: Sequence[Device] | None = None,
+    progress: bool = False,
+) -> ParticleSamples:
+    """Draws ``config.particles`` weighted particles of each of ``num`` laws p(x)^(1−γ)·p(x|c)^γ.
 
-    def draw(params: PyTree, keys: PRNGKey, request: SampleRequest, weights: Array) -> tuple[Array, Array, Array]:
-        velocity, rules = guided(network, weak, gamma_conditioned, path, method, params, request, weights)
-        x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        if method.solver in ADAPTIVE:
-            edges = [t for t in method.interval or () if 0 < t < 1]
-            ts = jnp.array([0.0, *edges, 1.0])
-            tolerance = method.tolerance
-            pair = solvers.EMBEDDED_TABLEAUX[str(method.solver)]
-            s = solvers.solve_adaptive(velocity, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
-            middle = (ts[:-1] + ts[1:]) / 2
-            cost = jnp.sum(s.evaluations * jax.vmap(partial(guidance.evaluations_at, rules))(middle))
-            x, status = s.x, s.status
+    A negative condition multiplies by (p(x|d)/p(x))^(−γ_n), or takes the place of p(x) with ``config.replace_null``; a
+    further one multiplies by (p(x|c_i)/p(x))^(γ·w_i). A law depends only on (seed, its number) and its own conditions,
+    up to rounding.
+
+    Args:
+      model: from ``load``.
+      cond: for all laws or one each, in any of the forms that ``sample`` takes.
+      num: number of laws; by default one for each condition, or 1.
+      gamma: γ, one number or ``(num,)``; default as in ``sample``.
+      negative: as in ``sample``, for each law.
+      gamma_negative: as in ``sample``.
+      compose: as in ``sample``.
+      config: of the sampler "fkc".
+      seed: of the noise.
+      batch_size: particles at a time, over all devices, but never less than one law a device.
+      devices: where to compute; by default all, as in ``sample``. The particles of one law stay together on one.
+      progress: show a progress bar.
+
+    Raises:
+      UserError: for settings that cannot be, before anything is computed, and for particles that are not finite.
+    """
+    config = resolve_defaults(config, model)
+    num = _count(cond, num, 1, batch_size, model)
+    if config.sampler != "fkc":
+        raise UserError(f"sample_particles is for the sampler 'fkc'; got {config.sampler!r}: call sample")
+    asked = request(model, cond, num, gamma, negative, gamma_negative, compose)
+    check(model, asked, config)
+
+    over = in_a_row(devices)
+    program = _program(functions_of(model), config, over.mesh)
+    params, drawn, size = processes.put(model.params, over.whole), [], max(1, batch_size // config.particles)
+    for kept, keys, part in batches(asked, num, size, seed, over, progress=progress, samples_each=config.particles):
+        particles = program((params, None), keys, part)
+        if not all(bool(jnp.isfinite(a).all()) for a in (particles.x, particles.log_weights)):
+            raise UserError(
+                "particles or their weights are not finite: at this gamma there may be no such law (γ < 0, or a "
+                "negative condition narrower than the other); lower gamma, gather weights until t = 0.95 only, take "
+                "more steps, or train longer"
+            )
+        drawn.append(jax.tree.map(lambda a, kept=kept: processes.gather(a)[:kept], particles))
+    p = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
+    x, cost = model.info.examples.to_output(p.x), evaluations(config, asked)
+    return ParticleSamples(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
+
+
+def drawing(functions: Functions, config: SamplerConfig) -> Draw:
+    """Returns the function (params and weaker params, keys, request) -> what is drawn; not jitted.
+
+    It gives samples, statuses and evaluations, each ``(B, ...)``; for the sampler "fkc", ``tilted.Particles``.
+    """
+
+    def draw(params: PyTree, keys: PRNGKey, asked: SampleRequest) -> PyTree:
+        own, weak_params = params
+        velocity = partial(functions.network.velocity, own)
+        if config.sampler == "fkc":
+            return draw_particles(velocity, functions.path, functions.shape, config, keys, asked)
+        if functions.gamma_conditioned:
+            guided, rules = gamma_conditioned_velocity(velocity, asked)
         else:
-            own, noise_keys = paths.PATHS[path](), jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-            if method.sampler == "pc":
-                predictor = solvers.SOLVERS[str(method.solver)](own)
-                solver = tilted.predictor_corrector(own, noise_keys, method.corrections, predictor=predictor)
-            elif method.solver in STOCHASTIC:
-                solver = solvers.STOCHASTIC[method.solver](own, noise_keys, float(method.eta or 0.0))
-            else:
-                solver = solvers.SOLVERS[str(method.solver)](own)
-            ts = nodes(method)
-            cost = guidance.network_evaluations(solver, rules, ts, method.reuse)
-            x, status = solvers.solve(solver, velocity, x, ts), jnp.int32(solvers.Status.DONE)
+            weak = weak_velocity(functions.network, own, functions.weak, weak_params, config.perturbation)
+            guided, rules = guided_velocity(velocity, functions.path, config, asked, weak)
+        x = jax.vmap(lambda key: jax.random.normal(key, functions.shape))(keys)
+        integrate = _adaptive if config.solver in ADAPTIVE else _on_a_grid
+        x, status, cost = integrate(guided, rules, x, functions.path, config, keys)
         return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
 
     return draw
 
 
+def _adaptive(
+    velocity: Any, rules: guidance.Guidance, x: Array, path: Path, config: SamplerConfig, keys: PRNGKey
+) -> tuple[Array, Array, Array]:
+    edges = [t for t in config.interval or () if 0 < t < 1]
+    ts, tolerance = jnp.array([0.0, *edges, 1.0]), config.tolerance
+    pair = solvers.EMBEDDED_TABLEAUX[str(config.solver)]
+    s = solvers.solve_adaptive(velocity, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
+    middle = (ts[:-1] + ts[1:]) / 2
+    cost = jnp.sum(s.evaluations * jax.vmap(partial(guidance.evaluations_at, rules))(middle))
+    return s.x, s.status, cost
+
+
+def _on_a_grid(
+    velocity: Any, rules: guidance.Guidance, x: Array, path: Path, config: SamplerConfig, keys: PRNGKey
+) -> tuple[Array, Array, Array]:
+    noise_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+    solver, ts = SAMPLERS[config.sampler].solver(config, path, noise_keys), nodes(config)
+    cost = guidance.network_evaluations(solver, rules, ts, config.reuse)
+    return solvers.solve(solver, velocity, x, ts), jnp.int32(solvers.Status.DONE), cost
+
+
 @lru_cache(maxsize=32)
-def _program(
-    network: Network,
-    weak: Network | None,
-    gamma_conditioned: bool,
-    path: str,
-    shape: tuple[int, ...],
-    method: SamplerConfig,
-    mesh: jax.sharding.Mesh,
-):
-    """The jitted sampler."""
-    return spread(drawing(network, weak, gamma_conditioned, path, shape, method), mesh)
+def _program(functions: Functions, config: SamplerConfig, mesh: jax.sharding.Mesh) -> Draw:
+    """The jitted sampler. Each device draws whole samples or, for particles, whole laws."""
+    return spread(drawing(functions, config), mesh)
+
+
+def _count(cond: Cond, num: int | None, default: int, batch_size: int, model: Model) -> int:
+    num = sample_count(cond, num, default, model.info.fields)
+    if num < 1 or batch_size < 1:
+        raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
+    return num
+
+
+def _check_drawn(x: np.ndarray, status: np.ndarray, config: SamplerConfig) -> None:
+    if np.any(status == solvers.Status.NOT_FINITE):
+        raise UserError(f"{config.solver} met a velocity that is not finite: lower gamma, or train longer")
+    if np.any(status != solvers.Status.DONE):
+        raise UserError(
+            f"{config.solver} did not reach tolerance {config.tolerance:g}: raise the tolerance or lower gamma"
+        )
+    if not np.isfinite(x).all():
+        raise UserError("the samples are not finite: lower gamma, take more steps, or train longer")

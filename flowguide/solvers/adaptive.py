@@ -18,7 +18,7 @@ from flowguide.solvers.solver import (
     over,
     vector_field,
 )
-from flowguide.typing import Array, PyTree, Velocity
+from flowguide.typing import Array, PyTree, TreeVelocity, Velocity
 
 
 class Status(IntEnum):
@@ -68,7 +68,7 @@ class _Loop(NamedTuple):
 
 
 def solve_adaptive(
-    velocity: Velocity | StatefulVelocity,
+    velocity: Velocity | TreeVelocity | StatefulVelocity,
     x: PyTree,
     ts: Array,
     *,

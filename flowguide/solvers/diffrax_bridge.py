@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from flowguide.solvers.solver import Solver, StatefulVelocity, vector_field
-from flowguide.typing import Array, PyTree, Velocity
+from flowguide.typing import Array, PyTree, TreeVelocity, Velocity
 
 
-def as_diffrax(velocity: Velocity | StatefulVelocity) -> Any:
+def as_diffrax(velocity: Velocity | TreeVelocity | StatefulVelocity) -> Any:
     """Returns the ``diffrax.ODETerm`` of a velocity, for ``diffrax.diffeqsolve``; its ``args`` are ignored."""
     velocity = vector_field(velocity, "diffrax")
     return _diffrax().ODETerm(lambda t, x, args: velocity(t, x))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from flowguide.typing import Array, PyTree, Velocity
+from flowguide.typing import Array, PyTree, TreeVelocity, Velocity
 
 
 class Step(Protocol):
@@ -60,7 +60,7 @@ class StatefulVelocity(NamedTuple):
 
 def solve(
     solver: Solver,
-    velocity: Velocity | StatefulVelocity,
+    velocity: Velocity | TreeVelocity | StatefulVelocity,
     x: PyTree,
     ts: Array,
     *,
@@ -123,7 +123,7 @@ def solve(
     return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), x, between)
 
 
-def as_stateful(velocity: Velocity | StatefulVelocity) -> StatefulVelocity:
+def as_stateful(velocity: Velocity | TreeVelocity | StatefulVelocity) -> StatefulVelocity:
     """Returns the velocity as a ``StatefulVelocity``, with empty memory if it has none.
 
     Raises:
@@ -136,7 +136,7 @@ def as_stateful(velocity: Velocity | StatefulVelocity) -> StatefulVelocity:
     return StatefulVelocity(lambda x: (), lambda memory, t, x: (velocity(t, x), memory))
 
 
-def vector_field(velocity: Velocity | StatefulVelocity, what: str) -> Velocity:
+def vector_field(velocity: Velocity | TreeVelocity | StatefulVelocity, what: str) -> Velocity:
     """Returns the velocity if it is a vector field.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the parameters: how much of the old one a step keeps."""
+"""Exponential moving averages (EMA) of the parameters. A profile gives the weight of the old average in an update."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ Profile: TypeAlias = Callable[[Array], Array]
 
 
 def constant(decay: float = 0.999) -> Profile:
-    """min(decay, (1 + n)/(10 + n)): constant after a warm-up that forgets the initial parameters.
+    """Returns the profile min(decay, (1 + n)/(10 + n)): constant after a warm-up that forgets the initial parameters.
 
-    The warm-up is the one of TensorFlow's ``ExponentialMovingAverage(num_updates)``; without it a short run would
-    sample from its own initialisation.
+    The warm-up is that of TensorFlow's ``ExponentialMovingAverage(num_updates)``; without it a short run would sample
+    from its initialisation.
     """
     return lambda n: jnp.minimum(decay, (1.0 + n) / (10.0 + n))
 
 
 def power(std: float = 0.05) -> Profile:
-    """The power-function profile (1 − 1/n)^(γ + 1) of Karras et al. 2024 (EDM2), §3.1.
+    """Returns the power-function profile (1 − 1/n)^(γ + 1) of Karras et al. 2024 (EDM2), §3.1.
 
-    Its width is always the fraction ``std`` of the training so far, and at the first update it keeps nothing of
-    the initial parameters.
+    Its width is always the fraction ``std`` of the training so far. The first update discards the initial parameters.
 
     Args:
-      std: relative standard deviation σ_rel of the averaging weights, 0 < σ_rel < 12^-½ = 0.2887,
-        which equal weights have.
+      std: relative standard deviation σ_rel of the averaging weights, 0 < σ_rel < 12^-½ = 0.2887, that of equal
+        weights.
 
     Raises:
       ValueError: if ``std`` is out of range.
@@ -41,7 +40,7 @@ def power(std: float = 0.05) -> Profile:
 
 
 def power_exponent(std: float) -> float:
-    """The γ for which the weights ∝ τ^γ on [0, 1] have standard deviation ``std``: σ² = (γ+1)/((γ+2)²(γ+3)).
+    """Returns γ such that weights ∝ τ^γ on [0, 1] have standard deviation ``std``: σ² = (γ+1)/((γ+2)²(γ+3)).
 
     Raises:
       ValueError: if no γ > 0 has this standard deviation.
@@ -60,6 +59,6 @@ PROFILES: dict[str, Callable[..., Profile]] = {"constant": constant, "power": po
 
 
 def update(profile: Profile, n: Array, average: PyTree, params: PyTree) -> PyTree:
-    """The average after update number ``n`` (from 0), float32."""
+    """Returns the average after update number ``n`` (from 0), float32."""
     keep = profile(n.astype(jnp.float32))
     return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)

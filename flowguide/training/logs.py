@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, a JSON-lines log and TensorBoard."""
+"""Logs a run: a progress bar, a JSON-lines file and TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from flowguide import mirrors
 from flowguide.typing import Device, PyTree
 
 
 def device_memory(device: Device) -> dict[str, int]:
-    """Bytes in use on a device, and the most that were; nothing where it does not say, as CPUs do not."""
+    """Returns bytes in use on a device and their peak; empty if the device does not report them, as CPUs do not."""
     stats = device.memory_stats() or {}
     names = {"memory_in_use": "bytes_in_use", "memory_peak": "peak_bytes_in_use"}
     return {name: stats[theirs] for name, theirs in names.items() if theirs in stats}
 
 
 def bytes_on(device: Device, tree: PyTree) -> int:
-    """What a device holds of a tree of arrays."""
+    """Returns the bytes of a tree of arrays that a device holds."""
     shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
 class Log:
-    """Writes scalars and pictures of a run to ``workdir`` and its progress to the terminal.
+    """Writes scalars and pictures of a run to ``workdir`` and its progress to the terminal; a context manager.
 
-    ``metrics.jsonl`` has one object a line; ``tensorboard/`` the same for TensorBoard. A context manager. One that is
-    ``silent``, of a process that does not lead, takes everything and writes nothing. What cannot be written to
-    ``metrics.jsonl`` raises ``OSError``; what cannot be written to TensorBoard is warned of; a terminal that is gone
-    is not missed.
+    ``metrics.jsonl`` has one JSON object per line; ``tensorboard/`` has the same values and the pictures. With
+    ``silent``, for processes other than the main one, it writes nothing. If ``metrics.jsonl`` cannot be written, it
+    raises ``OSError``; if TensorBoard's files cannot, it prints a warning; if the terminal is gone, it carries on. If
+    ``workdir`` is in a bucket, the files grow in a local folder, which is copied there every minute and at the end.
     """
 
     def __init__(self, workdir: Path, first: int, steps: int, batch_size: int, silent: bool = False) -> None:
-        self._lines = (Path(os.devnull) if silent else workdir / "metrics.jsonl").open("a", buffering=1)
+        self._copying = contextlib.ExitStack()
+        folder = workdir if silent else self._copying.enter_context(mirrors.growing(workdir, "metrics.jsonl"))
+        self._lines = (Path(os.devnull) if silent else folder / "metrics.jsonl").open("a", buffering=1)
         others = set(threading.enumerate())
         self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first, max_queue=0, write_to_disk=not silent
+            str(folder / "tensorboard"), purge_step=first, max_queue=0, write_to_disk=not silent
         )
-        self._writers = set(threading.enumerate()) - others  # it writes in a thread
+        self._writers = set(threading.enumerate()) - others  # SummaryWriter writes in a thread of its own
         self._bar = tqdm(
             total=steps,
             initial=first,
@@ -72,11 +75,12 @@ class Log:
         self._to_board(lambda board: board.close())
         try:
             self._lines.close()
-        except OSError as failure:  # that the run has ended, and why, is told by others
+        except OSError as failure:  # only a warning, so as not to hide why the run ended
             print(f"warning: the last lines of {self._lines.name} are lost: {failure}", file=sys.stderr)
+        self._copying.close()
 
     def tick(self, loss: float) -> None:
-        """One step done, with its loss."""
+        """Advances the progress bar by one step and shows the loss."""
         rate = self._bar.format_dict.get("rate") or 0.0
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate * self._batch_size:,.0f} examples/s", refresh=False)
         self._to_terminal(self._bar.update)
@@ -88,30 +92,32 @@ class Log:
             self._to_board(lambda board, name=name, value=value: board.add_scalar(name, value, step))
 
     def rate(self, step: int) -> float:
-        """Examples a second since the last call."""
+        """Returns examples per second since the last call."""
         (last, then), now = self._mark, time.perf_counter()
         self._mark = (step, now)
         return (step - last) * self._batch_size / max(now - then, 1e-9)
 
     def picture(self, step: int, name: str, image: np.ndarray | None) -> None:
-        """Shows a uint8 ``(h, w, 3)`` picture in TensorBoard; None where another process has it."""
+        """Shows a uint8 ``(h, w, 3)`` picture in TensorBoard; None, for processes without the picture, does nothing."""
         if image is not None:
             self._to_board(lambda board: board.add_image(name, image, step, dataformats="HWC"))
 
-    def say(self, text: str) -> None:
-        """A line above the progress bar."""
-        if not self._silent:
+    def say(self, text: str | None) -> None:
+        """Prints a line above the progress bar; None prints nothing."""
+        if text is not None and not self._silent:
             self._to_terminal(lambda: self._bar.write(text))
 
     @staticmethod
     def _to_terminal(act: Callable[[], object]) -> None:
-        """Writes to the terminal, if it is there: Ctrl-C also ends what a run is piped into."""
+        """Writes to the terminal if it still exists: Ctrl-C also ends the program into which a run is piped."""
         with contextlib.suppress(OSError):
             act()
 
     def _to_board(self, act: Callable[[SummaryWriter], None]) -> None:
-        """Writes to TensorBoard while that works. Its thread ends where the disk is full, and whoever hands it more
-        waits for ever, without a word."""
+        """Writes to TensorBoard until that fails.
+
+        Checks the writer's thread first: on a full disk it dies, and the next write would block forever.
+        """
         if self._board is None:
             return
         try:

@@ -1,33 +1,24 @@
-"""The optimiser: AdamW with warm-up, a decay and clipping, all from Optax."""
+"""Optimisers and learning rates, all from Optax."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from flowguide.typing import PyTree
 
 
-def adamw(
-    lr: float,
-    steps: int,
-    *,
-    warmup: int = 0,
-    decay: str = "cosine",
-    b1: float = 0.9,
-    b2: float = 0.99,
-    weight_decay: float = 0.0,
-    clip: float = 1.0,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The transformation and its learning rate by step.
+def learning_rate(lr: float, steps: int, *, warmup: int = 0, decay: str = "cosine") -> optax.Schedule:
+    """Returns the learning rate by step.
 
     Args:
       lr: peak learning rate.
       steps: length of the run; the decay ends there.
       warmup: steps of linear rise.
       decay: "cosine" to 0, "linear" to 0, or "none".
-      b1: AdamW's decay of the first moment.
-      b2: AdamW's decay of the second moment.
-      weight_decay: decoupled weight decay, of parameters with two axes or more.
-      clip: largest global norm of the gradient; 0 for no clipping.
 
     Raises:
       ValueError: for another word in ``decay``, or a warm-up as long as the run.
@@ -41,12 +32,79 @@ def adamw(
     }
     if decay not in decays:
         raise ValueError(f"decay must be one of {sorted(decays)}; got {decay!r}")
-    # The first rate is lr/warmup, not 0: a step that changes nothing is a wasted one.
+    # The first rate is lr/warmup, not 0: a step that changes nothing is wasted.
     rise = optax.linear_schedule(lr / max(warmup, 1), lr, max(warmup - 1, 1))
-    schedule = optax.join_schedules([rise, decays[decay]()], [warmup])
+    return optax.join_schedules([rise, decays[decay]()], [warmup])
 
-    def has_two_axes(params: optax.Params) -> optax.Params:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    descent = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=has_two_axes)
-    return optax.chain(optax.clip_by_global_norm(clip), descent) if clip else descent, schedule
+def adamw(
+    rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019); decays only parameters with two axes or more."""
+    return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_has_two_axes)
+
+
+def lion(
+    rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023): signs of a momentum; needs a third to a tenth of AdamW's learning rate."""
+    return optax.lion(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_has_two_axes)
+
+
+def orthogonal(
+    rate: optax.Schedule, *, beta: float = 0.95, weight_decay: float = 0.0, adam_b1: float = 0.9, adam_b2: float = 0.99
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the kernels of dense layers, stacked ones too; AdamW for everything else."""
+    kernels = muon(
+        rate,
+        beta=beta,
+        weight_decay=weight_decay,
+        muon_weight_dimension_numbers=_dense_kernels,
+        consistent_rms=0.2,  # updates as large as AdamW's, so that its learning rates serve
+    )
+    # Not by Muon's own AdamW, which would decay biases too and take Nesterov momentum.
+    others = adamw(rate, b1=adam_b1, b2=adam_b2, weight_decay=weight_decay)
+    return optax.partition({"kernels": kernels, "others": others}, _kernels_and_others)
+
+
+def sgd(rate: optax.Schedule, *, momentum: float = 0.9, nesterov: bool = True) -> optax.GradientTransformation:
+    """Gradient descent with momentum."""
+    return optax.sgd(rate, momentum=momentum, nesterov=nesterov)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": adamw,
+    "lion": lion,
+    "muon": orthogonal,
+    "sgd": sgd,
+}
+
+
+def clipped(descent: optax.GradientTransformation, clip: float) -> optax.GradientTransformation:
+    """Clips the global norm of the gradient to ``clip`` before ``descent``; 0 for no clipping."""
+    return optax.chain(optax.clip_by_global_norm(clip), descent) if clip else descent
+
+
+def _has_two_axes(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _kernels_and_others(params: PyTree) -> PyTree:
+    def label(path: tuple[jax.tree_util.KeyEntry, ...], leaf: jax.Array) -> str:
+        return "kernels" if _is_dense_kernel(path, leaf) else "others"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _dense_kernels(params: PyTree) -> PyTree:
+    """Marks the input and output axes of the kernels of dense layers; None elsewhere."""
+
+    def axes(path: tuple[jax.tree_util.KeyEntry, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
+        return MuonDimensionNumbers(-2, -1) if _is_dense_kernel(path, leaf) else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _is_dense_kernel(path: tuple[jax.tree_util.KeyEntry, ...], leaf: jax.Array) -> bool:
+    """Whether a leaf is a kernel ``(in, out)`` or, of stacked layers, ``(layers, in, out)``."""
+    return jax.tree_util.keystr(path[-1:], simple=True) == "kernel" and leaf.ndim in (2, 3)

@@ -1,7 +1,7 @@
-"""How training lies over devices, and over processes: the one file that says pmap, shard_map and FSDP.
+"""Parallel training over devices and processes; pmap, shard_map and FSDP appear only in this file.
 
-Arrays are global and have no device axis, so that checkpoints, the moving average and sampling need not know how a run
-was spread. Whatever the layout, an update is the same up to rounding.
+Arrays are global and have no device axis, so checkpoints, the EMA and sampling do not depend on how a run was sharded.
+All layouts compute the same update up to rounding.
 """
 
 from __future__ import annotations
@@ -21,45 +21,46 @@ from flowguide.errors import UserError
 from flowguide.hashes import array_hash
 from flowguide.typing import Array, Device, PyTree
 
-# Given the mean over all shares of the batch, the function of a share: (tree, batch, a tree to be read only) -> trees.
-StepWith: TypeAlias = Callable[[Callable[[PyTree], PyTree]], Callable]
+Step: TypeAlias = Callable[..., PyTree]  # (tree, batch, optional read-only tree) -> trees
+StepWith: TypeAlias = Callable[[Callable[[PyTree], PyTree]], Step]  # mean over all shares of the batch -> Step of one
 
 DATA, FSDP = "data", "fsdp"
 
 
 class Layout(NamedTuple):
-    """How a run lies over devices.
+    """The layout of a run over devices.
 
     Attributes:
-      mesh: of all devices, those of all processes; every axis of it takes part in splitting the batch.
+      mesh: mesh of the devices of all processes; the batch is split along all its axes.
       shardings: a tree of arrays, concrete or abstract -> the sharding of each leaf.
-      program: (step_with, donate) -> the jitted function of (tree, batch, a tree to be read only), all laid out. Its
-        outputs are laid out by ``shardings``, so that they can be its next input; ``donate`` gives them the memory of
-        the first argument, which the caller must then not use again.
-      batch: this process's share of the batch, arrays of NumPy, or the shape and type of the whole -> as ``program``
-        takes it.
-      shares: into how many shares a program of the global batch splits it itself; 1 where each device sees its own.
+      program: (step_with, donate) -> the jitted function of (tree, batch, read-only tree), all laid out. Its outputs
+        have the shardings of ``shardings``, so they can be its next input. With ``donate`` they reuse the memory of the
+        first argument, which the caller must then not use again.
+      batch: this process's share of the batch, in NumPy arrays, or the shapes and dtypes of the whole batch -> the
+        batch for ``program``.
+      shares: number of shares into which a program that sees the global batch splits it; 1 if each device sees only its
+        own share.
     """
 
     mesh: Mesh
     shardings: Callable[[PyTree], PyTree]
-    program: Callable[[StepWith, bool], Callable]
+    program: Callable[[StepWith, bool], Step]
     batch: Callable[[PyTree], PyTree]
     shares: int = 1
 
 
 def data_parallel(devices: Sequence[Device]) -> Layout:
-    """The whole state on every device, each with its share of the batch; gradients are averaged.
+    """Replicates the state, splits the batch over devices and averages the gradients.
 
-    With the devices of one process this is ``jax.pmap``. It takes none of the global arrays that several processes
-    have, so with these it is jit of shard_map, which pmap is made of: the bits are the same.
+    For a single process this is ``jax.pmap``. That does not take the global arrays of several processes; for these it
+    is ``jit`` of ``shard_map``, with which pmap is implemented, so the results agree bit for bit.
     """
     mesh = Mesh(np.asarray(devices), (DATA,))
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA))
     mean = partial(jax.lax.pmean, axis_name=DATA)
     alone = _of_one_process(devices)
 
-    def program(step_with: StepWith, donate: bool) -> Callable:
+    def program(step_with: StepWith, donate: bool) -> Step:
         given = (0,) if donate else ()
         if alone:
             return jax.pmap(
@@ -77,7 +78,7 @@ def data_parallel(devices: Sequence[Device]) -> Layout:
         mesh,
         lambda tree: jax.tree.map(lambda a: whole, tree),
         program,
-        partial(jax.tree.map, by_device if alone else partial(_cut, split)),
+        partial(jax.tree.map, by_device if alone else partial(_split_batch, split)),
     )
 
 
@@ -87,18 +88,18 @@ def fsdp(
     min_size: int = 2**14,
     overrides: Sequence[tuple[str, int | None]] = (),
 ) -> Layout:
-    """Parameters, their average and the optimiser's state are split among devices too ("fully sharded", ZeRO-3).
+    """Also splits parameters, their EMA and the optimiser state over devices ("fully sharded", ZeRO-3).
 
-    The same step, jitted over a mesh (data, fsdp): XLA gathers a layer's parameters where they are used, and scatters
-    their gradient (Rajbhandari et al. 2020, §5; Xu et al. 2020). A leaf is split along its largest axis that the shards
-    divide; of equal ones, the last.
+    The same step is jitted over a mesh (data, fsdp): XLA gathers a layer's parameters where they are used and scatters
+    their gradient (Rajbhandari et al. 2020, §5; Xu et al. 2020). A leaf is split along its largest axis divisible by
+    the number of shards; among equal ones, the last.
 
     Args:
-      devices: all of them, those of other processes too.
-      shards: into how many parts a leaf is split; each part is on ``len(devices) / shards`` devices. 0 for all devices.
-      min_size: leaves of fewer elements are whole on every device.
-      overrides: (regular expression, axis, or None to stay whole) for leaves in whose place, such as
-        ``.params/blocks/film/kernel``, it is found. The first that fits counts.
+      devices: the devices of all processes.
+      shards: number of parts of a leaf; each part is on ``len(devices) / shards`` devices. 0 for all devices.
+      min_size: leaves with fewer elements are replicated.
+      overrides: pairs (regular expression, axis, or None to replicate) for leaves whose path, such as
+        ``.params/blocks/film/kernel``, contains a match. The first match wins.
 
     Raises:
       ValueError: if the shards do not divide the devices, or an override names an axis that cannot be split.
@@ -109,7 +110,7 @@ def fsdp(
     mesh = _mesh((len(devices) // shards, shards), devices)
     split = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
-    def sharding(place: tuple, leaf: Any) -> NamedSharding:
+    def sharding(place: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(place, simple=True, separator="/")
         axis = split_axis(name, leaf.shape, shards, min_size, overrides)
         return NamedSharding(mesh, PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, FSDP))
@@ -117,8 +118,8 @@ def fsdp(
     def shardings(tree: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
-    def program(step_with: StepWith, donate: bool) -> Callable:
-        step = step_with(lambda tree: tree)  # a mean over the global batch is global already
+    def program(step_with: StepWith, donate: bool) -> Step:
+        step = step_with(lambda tree: tree)  # the mean over the global batch is already global
 
         def laid_out(tree: PyTree, batch: PyTree, fixed: PyTree = None) -> PyTree:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -127,7 +128,7 @@ def fsdp(
 
         return jax.jit(laid_out, donate_argnums=(0,) if donate else ())
 
-    return Layout(mesh, shardings, program, partial(jax.tree.map, partial(_cut, split)), len(devices))
+    return Layout(mesh, shardings, program, partial(jax.tree.map, partial(_split_batch, split)), len(devices))
 
 
 LAYOUTS: dict[str, Callable[..., Layout]] = {"data_parallel": data_parallel, "fsdp": fsdp}
@@ -136,7 +137,7 @@ LAYOUTS: dict[str, Callable[..., Layout]] = {"data_parallel": data_parallel, "fs
 def split_axis(
     place: str, shape: Sequence[int], shards: int, min_size: int, overrides: Sequence[tuple[str, int | None]] = ()
 ) -> int | None:
-    """The axis along which ``fsdp`` splits a leaf, or None; its arguments are those of ``fsdp``.
+    """Returns the axis along which ``fsdp`` splits a leaf, or None; the arguments are those of ``fsdp``.
 
     Raises:
       UserError: if an override names an axis that cannot be split.
@@ -152,33 +153,33 @@ def split_axis(
     return max(fitting, key=lambda i: (shape[i], i)) if fitting else None
 
 
-def parallelize(layout: Layout, step_with: StepWith, donate: bool = True) -> Callable:
-    """A function of (tree, this process's share of the batch, a tree to be read only or nothing)."""
+def parallelize(layout: Layout, step_with: StepWith, donate: bool = True) -> Step:
+    """Returns the step as a function of (tree, this process's share of the batch, optional read-only tree)."""
     program = layout.program(step_with, donate)
     return lambda tree, batch, fixed=None: program(tree, layout.batch(batch), fixed)
 
 
 def abstract(tree: PyTree, layout: Layout) -> PyTree:
-    """The shapes and types of a tree, and where its leaves are to lie."""
+    """Returns the shapes, dtypes and shardings of a tree."""
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree, layout.shardings(tree)
     )
 
 
 def lay_out(tree: PyTree, layout: Layout) -> PyTree:
-    """``tree``, which every process has as a whole, laid out; it may take the memory of ``tree``."""
+    """Shards ``tree``, of which every process has a whole copy; the result may share its memory."""
     return processes.put(tree, layout.shardings(tree))
 
 
 def replicas_agree(tree: PyTree) -> bool:
-    """Whether all devices that hold the same part of an array hold the same bits; collective, nothing else moves."""
-    found = [_agreement(leaf.sharding.mesh, leaf.sharding.spec)(leaf) for leaf in jax.tree.leaves(tree)]
+    """Returns whether replicas on different devices agree bit for bit. Collective; transfers only hashes."""
+    found = [_agreement_check(leaf.sharding.mesh, leaf.sharding.spec)(leaf) for leaf in jax.tree.leaves(tree)]
     return all(jax.device_get(found))
 
 
 @lru_cache(maxsize=64)
-def _agreement(mesh: Mesh, spec: PartitionSpec) -> Callable[[Array], Array]:
-    """Whether one leaf agrees, compiled for each shape."""
+def _agreement_check(mesh: Mesh, spec: PartitionSpec) -> Callable[[Array], Array]:
+    """Returns a function of a leaf, compiled for each shape, that returns whether its replicas agree."""
     others = tuple(axis for axis in mesh.axis_names if axis not in spec)
 
     def agree(leaf: Array) -> Array:
@@ -191,9 +192,9 @@ def _agreement(mesh: Mesh, spec: PartitionSpec) -> Callable[[Array], Array]:
 
 def _mesh(shape: tuple[int, int], devices: Sequence[Device]) -> Mesh:
     axes = (AxisType.Auto, AxisType.Auto)
-    try:  # such that neighbours in the mesh are neighbours in the network
+    try:  # places neighbours in the mesh close to each other in the network
         return jax.make_mesh(shape, (DATA, FSDP), axis_types=axes, devices=devices)
-    except (ValueError, NotImplementedError):  # several nodes of GPUs, or a shape that the torus of a TPU has not
+    except (ValueError, NotImplementedError):  # several GPU nodes, or a shape that does not fit the TPU torus
         return Mesh(np.asarray(devices).reshape(shape), (DATA, FSDP), axis_types=axes)
 
 
@@ -201,7 +202,7 @@ def _of_one_process(devices: Any) -> bool:
     return len({device.process_index for device in devices}) == 1
 
 
-def _cut(split: NamedSharding, a: Any) -> Any:
+def _split_batch(split: NamedSharding, a: Any) -> Any:
     if isinstance(a, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split)
     return jax.make_array_from_process_local_data(split, a)

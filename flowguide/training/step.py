@@ -1,10 +1,10 @@
-"""One step of training, as a pure function of state and batch; how it is spread is no business of this file."""
+"""The training step as a pure function of state and batch, independent of how it is parallelised."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,11 @@ from flowguide import condition
 from flowguide.losses import Recipe, example_keys, flow_matching
 from flowguide.networks import Network
 from flowguide.networks.module import Apply
+from flowguide.schema import Batch
 from flowguide.training import ema
 from flowguide.typing import Array, PRNGKey, PyTree
 
-# Averages over all examples of the global batch what is an average over those of one device.
+# Averages per-device means over all devices, to means over the global batch.
 Mean: TypeAlias = Callable[[PyTree], PyTree]
 Metrics: TypeAlias = dict[str, Array]
 # params, step, batch, the teacher's params or None -> mean loss ()
@@ -25,13 +26,13 @@ Loss: TypeAlias = Callable[..., Array]
 
 
 class TrainState(NamedTuple):
-    """All that changes while training.
+    """Everything that changes during training.
 
     Attributes:
-      step: int32 (), steps taken so far.
+      step: int32 (), number of steps taken.
       params: float32 tree.
-      ema: moving average of ``params``, what one samples with.
-      opt_state: Optax's.
+      ema: moving average of ``params``, used for sampling.
+      opt_state: state of the Optax optimiser.
     """
 
     step: Array
@@ -40,31 +41,17 @@ class TrainState(NamedTuple):
     opt_state: PyTree
 
 
-class Batch(NamedTuple):
-    """What a step reads: arrays of JAX or NumPy, each leaf with a leading axis of examples.
-
-    Attributes:
-      x: data as stored, uint8 images or float32 points ``(B, *D)``.
-      value: conditions by field.
-      index: int32 ``(B,)``, the place of each example in the global batch.
-    """
-
-    x: Any
-    value: PyTree
-    index: Any
-
-
 def init_state(
     network: Network,
     optimizer: optax.GradientTransformation,
     key: PRNGKey,
     shardings: Callable[[PyTree], PyTree] | None = None,
 ) -> TrainState:
-    """A fresh state; one jitted program. ``shardings``, of an abstract tree, tells where each leaf is to be made."""
+    """Returns a fresh state, made by one jitted program; ``shardings`` maps an abstract tree to those of its leaves."""
 
     def build(key: PRNGKey) -> TrainState:
         params = network.init(key)
-        # A copy, not another name: donation would otherwise give the same buffer away twice.
+        # A copy, because donation would otherwise donate the same buffer twice.
         return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
     places = shardings(jax.eval_shape(build, key)) if shardings else None
@@ -76,30 +63,30 @@ def make_loss(
     recipe: Recipe,
     prepare: Callable[[Array], Array],
     root: PRNGKey,
-    flip: bool = False,
+    mirrored: Callable[[Array], Array] | None = None,
     task: Callable[..., Array] = flow_matching,
     teacher: Apply | None = None,
 ) -> Loss:
-    """The mean loss () of (params, step, batch, the teacher's params).
+    """Returns the mean loss () as a function of (params, step, batch, teacher params).
 
     Args:
       network: the network to train.
       recipe: what the loss draws, and how.
-      prepare: turns stored data into the float32 that the network sees.
-      root: key of all draws, which depend on it, the step and the place of the example in the global batch.
-      flip: mirror each image ``(H, W, C)`` left to right with probability one half.
+      prepare: converts stored data to the network's float32 input.
+      root: root key; draws depend on it, the step and the index of the example in the global batch.
+      mirrored: mirrors examples ``(B, *D)``; each is mirrored with probability ½. None disables it.
       task: the loss of each example, one of ``losses.TASKS``.
-      teacher: the velocity of a network that is not trained; None for that of ``network``, whose parameters are the
-        params themselves where none are given.
+      teacher: velocity of a frozen network; None for the velocity of ``network``, which then uses the trained params
+        unless teacher params are given.
     """
     teach = teacher or network.velocity
 
     def loss(params: PyTree, step: Array, batch: Batch, teacher_params: PyTree = None) -> Array:
         keys = example_keys(root, step, batch.index)
         x1 = prepare(batch.x)
-        if flip:
+        if mirrored is not None:
             coins = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
-            x1 = jnp.where(coins[:, None, None, None], x1[:, :, ::-1], x1)
+            x1 = jnp.where(coins.reshape(-1, *(1,) * (x1.ndim - 1)), mirrored(x1), x1)
         learner = partial(network.velocity, params)
         guide = partial(teach, params if teacher_params is None else teacher_params)
         return jnp.mean(task(learner, recipe, keys, batch.index, x1, condition.given(batch.value), guide))
@@ -113,16 +100,16 @@ def make_step(
     profile: ema.Profile,
     accumulate: int = 1,
 ) -> Callable[[Mean], Callable[..., tuple[TrainState, Metrics]]]:
-    """The training step (state, batch, the teacher's params), once it is told how to average over devices.
+    """Returns a function from a mean over devices to the training step (state, batch, teacher params).
 
-    Without params of the teacher, the moving average is the teacher. Where the loss, its gradient or the update is not
-    finite, the state stays what it was.
+    Without teacher params, the EMA is the teacher. If the loss, its gradient or the update is not finite, only the step
+    count changes.
 
     Args:
-      loss: mean loss of (params, step, batch, the teacher's params).
-      optimizer: Optax's.
-      profile: of the moving average.
-      accumulate: parts a device's batch is worked through in, to save memory; the result is that of the whole.
+      loss: mean loss of (params, step, batch, teacher params).
+      optimizer: the Optax optimiser.
+      profile: profile of the EMA.
+      accumulate: number of parts in which a device processes its batch, to save memory; the result is the same.
     """
 
     def step_with(mean: Mean) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -130,14 +117,14 @@ def make_step(
             teacher = state.ema if teacher is None else teacher
             gradient = jax.value_and_grad(lambda params, part: loss(params, state.step, part, teacher))
             value, grads = _mean_gradient(gradient, accumulate, state.params, batch)
-            # Here replicas are made to agree; everything after is the same computation on each of them.
+            # This makes the replicas agree; everything after it is the same computation on each device.
             value, grads = mean((value, grads))
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             average = ema.update(profile, state.step, state.ema, params)
             norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
             metrics = {"loss": value, **norms}
-            # A step that is not finite changes nothing but the count of steps, and with it the next draws.
+            # A non-finite step changes only the step count, and with it the next draws.
             finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
             new, old = (params, average, opt_state), (state.params, state.ema, state.opt_state)
             kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -148,10 +135,12 @@ def make_step(
     return step_with
 
 
-def _mean_gradient(gradient: Callable, parts: int, params: PyTree, batch: Batch) -> tuple[Array, PyTree]:
+def _mean_gradient(
+    gradient: Callable[[PyTree, Batch], tuple[Array, PyTree]], parts: int, params: PyTree, batch: Batch
+) -> tuple[Array, PyTree]:
     if parts == 1:
         return gradient(params, batch)
-    # Each part has every parts-th example: where the batch is split over devices, so is each part.
+    # Each part takes every parts-th example, so that it is sharded over devices like the batch.
     split = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:

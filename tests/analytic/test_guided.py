@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,7 +38,7 @@ def test_bradley_nakkiran(gamma):
 @pytest.mark.parametrize("law", [(0.5, 2.0, 1.5, 1.0), (0.0, 1.0, 1.5, 1.5)], ids=str)
 def test_moments_solve_their_equations(law, eta):
     exact = analytic.guided_moments(2.5, *law, eta=eta)
-    mean, variance = by_integration(2.5, *law, eta)
+    mean, variance = by_integration(2.5, *law, eta=eta)
     np.testing.assert_allclose([exact.mean, exact.variance], [mean, variance], rtol=2e-3)
 
 
@@ -103,7 +104,7 @@ def test_schedules(name):
     part = analytic.scheduled_variance(
         lambda t: np.where((t > 0.3) & (t < 0.7), 3.0, 1.0), p, 2.0, 1.0, breaks=(0.3, 0.7)
     )
-    r = [(float(p.sigma(np.float32(t))) / float(p.alpha(np.float32(t)))) ** 2 for t in (0.3, 0.7)]
+    r = [(float(p.sigma(jnp.float32(t))) / float(p.alpha(jnp.float32(t)))) ** 2 for t in (0.3, 0.7)]
     start, end = ((1 + r) / (2 + r) for r in r)
     np.testing.assert_allclose(part, (end / start) ** 2, rtol=1e-5)
 

@@ -1,5 +1,8 @@
 """Integrated moments, against closed forms where they exist and against an exact flow elsewhere."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +42,7 @@ def test_start_at_a_later_time():
 
 
 @pytest.mark.parametrize("gamma", [2.5, lambda t: 1.0 + 3.0 * t], ids=["constant", "ramp"])
-def test_covariances_that_do_not_commute(gamma):
+def test_covariances_that_do_not_commute(gamma: float | Callable[[Any], Any]):
     """The flow of a linear field is affine, so its values at 0 and the unit vectors determine it."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)

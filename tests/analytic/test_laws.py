@@ -95,11 +95,11 @@ def test_a_joint_gaussian_by_numpy(name, value):
         whole = a * a * spread + s * s * np.eye(2)
         centred = x - a * mean
         score = -centred @ np.linalg.inv(whole)
-        np.testing.assert_allclose(analytic.score(law, p)(ts, x, c), score, rtol=1e-9)
+        np.testing.assert_allclose(analytic.score(law, p)(ts, jnp.asarray(x), c), score, rtol=1e-9)
         velocity = da * mean - score @ (a * da * spread + s * ds * np.eye(2))
-        np.testing.assert_allclose(analytic.velocity(law, p)(ts, x, c), velocity, rtol=1e-9)
+        np.testing.assert_allclose(analytic.velocity(law, p)(ts, jnp.asarray(x), c), velocity, rtol=1e-9)
         log_p = 0.5 * np.sum(centred * score, 1) - 0.5 * np.log(np.linalg.det(2 * np.pi * whole))
-        np.testing.assert_allclose(analytic.log_density(law, p, jnp.float64(t), x, c), log_p, rtol=1e-9)
+        np.testing.assert_allclose(analytic.log_density(law, p, jnp.float64(t), jnp.asarray(x), c), log_p, rtol=1e-9)
 
 
 def test_an_observation_is_a_joint_gaussian():

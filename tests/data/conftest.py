@@ -1,6 +1,7 @@
 """Preparing TFDS's own sets from small stand-ins."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ def prepare_stock():
     """Prepares a stock TFDS set in ``data_dir`` from examples of the test's own, through the real writer."""
 
     def prepare(name, data_dir, examples):
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder: Any = tfds.builder(name, data_dir=data_dir)
         builder._split_generators = lambda dl_manager: {"train": iter(enumerate(examples))}
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(file_format="array_record", download_config=config)

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from flowguide.data import encode, open_dataset
+from flowguide.data import open_dataset
 from flowguide.data.builders import avatars, digits, mixture2d
+from flowguide.schema import Label, Tokens, Vectors, encode
 
 
 @pytest.mark.parametrize(("split", "first", "size"), [("train", 0, 9000), ("test", 9000, 1000)])
@@ -22,6 +23,7 @@ def test_avatars_are_the_shipped_file(data_dir, split, first, size):
     np.testing.assert_array_equal(batch.x, images[first + numbers])
     assert list(dataset.info.fields) == list(names)
     for name, field in dataset.info.fields.items():
+        assert isinstance(field, Label)
         assert list(field.values) == names[name]
         assert batch.value[name].dtype == np.int32
         np.testing.assert_array_equal(batch.value[name], attributes[name][first + numbers])
@@ -40,6 +42,7 @@ def test_caption_tokens_tell_the_attributes(data_dir):
     _, attributes, names = avatars.load()
     dataset = open_dataset("avatars", "test", ("caption",), data_dir=data_dir)
     field = dataset.info.fields["caption"]
+    assert isinstance(field, Tokens)
     ids = dataset.read(np.arange(200)).value["caption"]
     assert ids.dtype == np.int32
     assert ids.shape == (200, field.length)
@@ -54,6 +57,7 @@ def test_caption_tokens_tell_the_attributes(data_dir):
 def test_every_caption_that_can_be_made_has_tokens(data_dir):
     _, _, names = avatars.load()
     field = open_dataset("avatars", "test[:1]", "caption", data_dir=data_dir).info.fields["caption"]
+    assert isinstance(field, Tokens)
     worn = {name: values[-1] for name, values in names.items()}
     for name, values in names.items():
         for value in values:
@@ -63,7 +67,7 @@ def test_every_caption_that_can_be_made_has_tokens(data_dir):
 def test_digits_are_those_of_scikit_learn(data_dir):
     train, test = (open_dataset("digits", split, data_dir=data_dir) for split in ("train", "test"))
     assert (train.size, test.size) == (1500, 297)
-    assert train.info.fields["label"].values == tuple("0123456789")
+    assert train.info.fields["label"] == Label(tuple("0123456789"))
     parts = [dataset.read(np.arange(dataset.size)) for dataset in (train, test)]
     x = np.concatenate([part.x for part in parts])
     label = np.concatenate([part.value["label"] for part in parts])
@@ -78,9 +82,9 @@ def test_digits_are_those_of_scikit_learn(data_dir):
 
 def test_mixture_follows_its_law(data_dir):
     dataset = open_dataset("mixture2d", "test", data_dir=data_dir)
-    x, value = dataset.read(np.arange(dataset.size))
+    x, value, _ = dataset.read(np.arange(dataset.size))
     label = value["label"]
-    assert dataset.info.kind == "points"
+    assert dataset.info.examples == Vectors((2,))
     assert (dataset.size, x.dtype, x.shape) == (10_000, np.float32, (10_000, 2))
     assert stats.chisquare(np.bincount(label), mixture2d.WEIGHTS * dataset.size).pvalue > 1e-3
     noise = (x - mixture2d.MEANS[label]) / mixture2d.STD
@@ -91,7 +95,7 @@ def test_mixture_follows_its_law(data_dir):
 def test_mixture_train_split(data_dir):
     dataset = open_dataset("mixture2d", data_dir=data_dir, memory_limit=0)
     points, labels = mixture2d.draw(0, 50_000)
-    x, value = dataset.read(np.arange(0, 50_000, 50))
+    x, value, _ = dataset.read(np.arange(0, 50_000, 50))
     assert dataset.size == 50_000
     np.testing.assert_array_equal(x, points[::50])
     np.testing.assert_array_equal(value["label"], labels[::50])

@@ -10,25 +10,26 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from flowguide.data import DataError, to_image, to_model
 from flowguide.data.pixels import MOST_PIXELS, decode, encode_png
+from flowguide.errors import DataError
+from flowguide.schema import Vectors, to_floats, to_pixels
 
 
 @pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
 def test_every_pixel_value_survives(as_array):
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    x = jax.jit(to_model)(as_array(pixels))
+    x = jax.jit(to_floats)(as_array(pixels))
     assert x.dtype == jnp.float32
     assert (x.min(), x.max()) == (-1, 1)
-    image = to_image(as_array(x))
+    image = to_pixels(as_array(x))
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, pixels)
 
 
 def test_floats_pass_and_are_clipped_on_the_way_out():
     x = np.array([[-3.0, -1.0, 0.0, 1.0, 7.0]], np.float32)
-    np.testing.assert_array_equal(to_model(x), x)
-    assert to_image(x).tolist() == [[0, 0, 128, 255, 255]]
+    np.testing.assert_array_equal(Vectors((5,)).to_model(x), x)
+    assert to_pixels(x).tolist() == [[0, 0, 128, 255, 255]]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -1,4 +1,4 @@
-"""Preparing: once, whole or not at all, without TensorFlow, and with one line where it cannot be done."""
+"""Preparing: once, whole or not at all, without TensorFlow. If it cannot be done, one line says why."""
 
 import functools
 import gzip
@@ -18,10 +18,24 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flowguide.data import DataError, idx, open_dataset, prepare, preparing
-from flowguide.data.__main__ import main
+from flowguide.cli import command
+from flowguide.cli import data as cli_data
+from flowguide.data import idx, open_dataset, prepare, preparing
+from flowguide.errors import DataError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch):
+    """A command sets what belongs to its process."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+
+def data(*arguments):
+    """Runs the command ``flowguide data`` in this process; ends as it does."""
+    assert command.run(cli_data.COMMAND, "flowguide data", arguments) == 0
 
 
 def idx_bytes(array):
@@ -46,7 +60,7 @@ def check(data_dir, name, arrays):
     for split, (images, labels) in idx.FILES.items():
         dataset = open_dataset(name, split, data_dir=data_dir)
         assert dataset.info.shape == (28, 28, 1)
-        x, value = dataset.read(np.arange(dataset.size))
+        x, value, _ = dataset.read(np.arange(dataset.size))
         found = {(image.tobytes(), int(label)) for image, label in zip(x, value["label"], strict=True)}
         assert found == {(i.tobytes(), int(k)) for i, k in zip(arrays[images], arrays[labels], strict=True)}
 
@@ -61,9 +75,9 @@ def test_the_mnist_family_from_files_of_the_user(small, tmp_path, form):
     if form == "dotted":
         for path in list(folder.iterdir()):
             path.rename(folder / path.name.replace("-idx", ".idx"))
-    assert main(["prepare", "kmnist", "--files", str(folder), "--data_dir", str(tmp_path)]) == 0
+    data("prepare", "kmnist", "--files", str(folder), "--data_dir", str(tmp_path))
     check(tmp_path, "kmnist", arrays)
-    assert open_dataset("kmnist", data_dir=tmp_path).info.fields["label"].values[:2] == ("o", "ki")
+    assert open_dataset("kmnist", data_dir=tmp_path).info.fields["label"].to_json()["values"][:2] == ("o", "ki")
 
 
 def test_the_mnist_family_by_download(small, tmp_path, monkeypatch):
@@ -77,7 +91,7 @@ def test_the_mnist_family_by_download(small, tmp_path, monkeypatch):
         monkeypatch.setattr(type(tfds.builder("mnist", data_dir=tmp_path)), "URL", url)
         monkeypatch.setattr(preparing, "_check_downloads", lambda builder, manual_dir: None)
         assert preparing._why_unreachable(url) is None
-        assert "404" in preparing._why_unreachable(url + "nothing")
+        assert "404" in str(preparing._why_unreachable(url + "nothing"))
         prepare("mnist", tmp_path)
         server.shutdown()
     check(tmp_path, "mnist", arrays)
@@ -150,10 +164,14 @@ def test_offline_is_said_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preparing, "_PATIENCE", 0.5)
     monkeypatch.setattr(preparing.urllib.request, "urlopen", lambda url, timeout: time.sleep(30))
     start = time.monotonic()
-    assert main(["prepare", "mnist", "--data_dir", str(tmp_path)]) == 1
+    with pytest.raises(SystemExit) as ended:
+        data("prepare", "mnist", "--data_dir", str(tmp_path))
+    assert ended.value.code == 2
     assert time.monotonic() - start < 20
     line = capsys.readouterr().err.strip()
-    assert line.startswith("error: mnist cannot be downloaded, storage.googleapis.com does not answer (timed out)")
+    assert line.startswith(
+        "flowguide data: error: mnist cannot be downloaded, storage.googleapis.com does not answer (timed out)"
+    )
     assert "--manual_dir=DIR with t10k-images-idx3-ubyte.gz" in line
     assert "\n" not in line
 
@@ -181,7 +199,7 @@ def test_two_processes_at_once(tmp_path):
 def test_the_slower_of_two_processes_takes_what_is_there(tmp_path, monkeypatch):
     """The other one finishes between our look at the folder and our renaming."""
     real = tfds.builder("digits", data_dir=tmp_path)
-    generate = type(real)._generate_examples
+    generate = getattr(type(real), "_generate_examples")  # noqa: B009
 
     def late(self, start, stop):
         monkeypatch.undo()
@@ -263,8 +281,37 @@ def test_another_format_is_named(tmp_path):
 
 def test_the_list(tmp_path, capsys):
     prepare("digits", tmp_path)
-    assert main(["list", "--data_dir", str(tmp_path)]) == 0
+    data("list", "--data_dir", str(tmp_path))
     own, prepared, known = capsys.readouterr().out.split(":\n")[1:]
     assert "avatars, digits, mixture2d" in own
     assert prepared.split("\n")[0].strip() == "digits"
     assert "imagenet2012" in known
+
+
+def test_a_set_is_described_without_being_prepared(tmp_path, capsys):
+    data("describe", "avatars", f"--data_dir={tmp_path}")
+    first, *fields = capsys.readouterr().out.splitlines()
+    assert first == "avatars: image (16, 16, 3)"
+    assert "hair: label, takes a name or a number from 0 to 1" in fields
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "expected an action, prepare, describe, list; got ''"),
+        (("prepair", "mnist"), "expected an action, prepare, describe, list; got 'prepair', did you mean 'prepare'?"),
+        (("prepare",), "expected prepare and one name; got 'prepare'"),
+        (("describe", "digits", "avatars"), "expected describe and one name; got 'describe digits avatars'"),
+        (("list", "digits"), "expected list; got 'list digits'"),
+        (("describe", "avatrs"), "got the unknown data set 'avatrs'"),
+        (("list", "--datadir=x"), "unknown flag --datadir, did you mean 'data_dir'?"),
+    ],
+)
+def test_mistakes_in_the_command_are_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        data(*words)
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(f"flowguide data: error: {message}")
+    assert "\n" not in line

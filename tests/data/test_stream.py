@@ -5,12 +5,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from flowguide.data import Batch, DataError, DataInfo, Dataset, batches, check_fingerprint, fingerprint, open_dataset
+from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, open_dataset
+from flowguide.errors import DataError
+from flowguide.schema import Batch, DataInfo, Vectors
 
 
 def numbers(size=10, in_memory=True):
     """A data set whose examples are their own numbers."""
-    info = DataInfo("numbers", (), "points", {})
+    info = DataInfo("numbers", Vectors(()), {})
     return Dataset(info, "train", "1.0.0", size, in_memory, lambda i: Batch(np.asarray(i), {}))
 
 

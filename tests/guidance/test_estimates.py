@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import (
+
+from flowguide import guidance, paths
+from flowguide.guidance import posterior
+from tests.support.by_hand import (
     NULL,
     OTHER,
     SIZE,
@@ -25,9 +28,6 @@ from by_hand import (
     projected,
 )
 
-from flowguide import guidance, paths
-from flowguide.guidance import posterior
-
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -37,6 +37,7 @@ def test_momentum_over_three_steps(momentum, path):
     """g_k = D_v − D_ref + β·g_{k−1}: the stored difference is neither shortened nor projected."""
     largest = 1.5
     rule = guidance.projected(G, paths.PATHS[path](), parallel=0.3, largest=largest, momentum=momentum)
+    assert isinstance(rule, guidance.StatefulRule)
     memory, past, rng = rule.init(jnp.asarray(X)), 0 * X, np.random.default_rng(1)
     for t in (0.1, 0.35, 0.7):
         x, v, ref = rng.normal(size=(3, B, SIZE))

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import (
+
+from flowguide import guidance, paths
+from flowguide.condition import given
+from flowguide.guidance import projection
+from flowguide.guidance.rules import norm
+from flowguide.solvers.solver import as_stateful
+from tests.support.by_hand import (
     AWAY,
     NULL,
     OTHER,
@@ -35,11 +41,7 @@ from by_hand import (
     noise,
     projected,
 )
-
-from flowguide import guidance, paths, solvers
-from flowguide.condition import given
-from flowguide.guidance import projection
-from flowguide.guidance.rules import norm
+from tests.support.plain import plain_rule
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -152,9 +154,13 @@ for PATH in ("linear", "trig", "vp"):
             (NULL,),
             lambda p=PATH, bound=bound: thresholded(p, 80.0, bound),
         ),
-        f"projected, {PATH}": (guidance.projected(G, own, parallel=0.3), (NULL,), lambda p=PATH: apg(p, 0.3, np.inf)),
+        f"projected, {PATH}": (
+            plain_rule(guidance.projected(G, own, parallel=0.3)),
+            (NULL,),
+            lambda p=PATH: apg(p, 0.3, np.inf),
+        ),
         f"projected and shortened, {PATH}": (
-            guidance.projected(G, own, parallel=-0.4, largest=size),
+            plain_rule(guidance.projected(G, own, parallel=-0.4, largest=size)),
             (NULL,),
             lambda p=PATH, size=size: apg(p, -0.4, size),
         ),
@@ -197,7 +203,7 @@ def test_nothing_to_guide_is_finite():
 
 def test_data_predictions_have_no_part_in_the_velocity_at_the_end():
     """At t = 1, where σ = 0, APG's difference of data predictions has no velocity, so the result is v."""
-    got = guidance.projected(G, paths.linear())(jnp.float64(1.0), *arrays(X, V), arrays(NULL))
+    got = plain_rule(guidance.projected(G, paths.linear()))(jnp.float64(1.0), *arrays(X, V), arrays(NULL))
     np.testing.assert_array_equal(got, V)
 
 
@@ -273,7 +279,7 @@ def test_first_step_of_a_method_is_its_formula(name):
     )
     rules = guidance.methods.build(name.split(",")[0], inputs, **options)
     with jax.disable_jit():
-        u = solvers.solver.as_stateful(guidance.guide(answers, inputs.c, rules))
+        u = as_stateful(guidance.guide(answers, inputs.c, rules))
         got, _ = u.apply(u.init(jnp.asarray(X)), jnp.float64(T), jnp.asarray(X))
     np.testing.assert_allclose(got, expected(), rtol=1e-5, atol=1e-6)
 
@@ -285,7 +291,7 @@ def test_every_method_has_its_formula():
 def test_fdg_guides_the_fine_levels_fine_times_as_much():
     v, ref = np.random.default_rng(2).normal(size=(2, B, 8, 6, 2))
     inputs = guidance.methods.GuidanceInputs(answers, CONDITIONS["own"], G, paths.trig())
-    rule = guidance.methods.build("fdg", inputs, fine=2.4, levels=3).rule
+    rule = plain_rule(guidance.methods.build("fdg", inputs, fine=2.4, levels=3).rule)
     *fine, coarse = projection.laplacian(jnp.asarray(v - ref), 3)
     extra = (g(T) - 1)[:, None, None, None]
     expected = v + extra * (2.4 * sum(map(np.asarray, fine)) + np.asarray(coarse))

@@ -1,5 +1,7 @@
 """Guidance: neutral settings, closed forms on Gaussians, and skipped evaluations."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from flowguide import analytic, guidance, paths, solvers, times
 from flowguide.condition import Condition, bind, given, null
+from tests.support.plain import plain_velocity
 
 B, D = 6, 2
 P = paths.linear()
@@ -17,11 +20,11 @@ C, NEGATIVE = given(jnp.zeros(B, int)), given(jnp.ones(B, int))
 X = jax.random.normal(jax.random.key(0), (B, D))
 T = jnp.float32(0.4)
 UC, UN, UD = (bind(U, c)(T, X) for c in (C, null(C), NEGATIVE))
-PASSES = ["together", "apart"]
+PASSES: list[guidance.Passes] = ["together", "apart"]
 
 
-def guided(gamma, passes="together", **options):
-    return guidance.guide(U, C, guidance.classifier_free(U, C, gamma, **options), passes)
+def guided(gamma, passes: guidance.Passes = "together", **options):
+    return plain_velocity(guidance.guide(U, C, guidance.classifier_free(U, C, gamma, **options), passes))
 
 
 @pytest.mark.parametrize("passes", PASSES)
@@ -157,7 +160,8 @@ def test_traced_gamma_of_one_or_zero_elides_a_pass_and_gamma_never_recompiles(ga
     @jax.jit
     def run(x, gamma):
         traces.append(0)
-        return guidance.guide(u, C, guidance.classifier_free(u, C, gamma, negative=negative), passes)(T, x)
+        rules = guidance.classifier_free(u, C, gamma, negative=negative)
+        return plain_velocity(guidance.guide(u, C, rules, passes))(T, x)
 
     jax.block_until_ready(run(X, 5.0))
     jax.effects_barrier()
@@ -184,20 +188,20 @@ def test_another_network_as_reference():
     gamma = guidance.constant(2.0)
     g = guidance.against(guidance.Reference(weak, C), guidance.cfg(gamma), gamma)
     for passes in PASSES:
-        np.testing.assert_allclose(guidance.guide(U, C, g, passes)(T, X), 1.5 * UC, rtol=1e-5)
+        np.testing.assert_allclose(plain_velocity(guidance.guide(U, C, g, passes))(T, X), 1.5 * UC, rtol=1e-5)
 
 
 def test_fields_can_be_guided_partly():
     """If only some samples have a condition, only those are guided."""
     c = Condition(C.value, jnp.arange(B) < 3)
-    v = guidance.guide(U, c, guidance.classifier_free(U, c, 4.0))(T, X)
+    v = plain_velocity(guidance.guide(U, c, guidance.classifier_free(U, c, 4.0)))(T, X)
     np.testing.assert_allclose(v[3:], UN[3:], rtol=1e-5, atol=1e-5)
     assert float(jnp.abs(v[:3] - UN[:3]).max()) > 0.1
 
 
 def test_grad_flows_through_gamma_and_x():
     def f(g, x):
-        return guidance.guide(U, C, guidance.classifier_free(U, C, g))(T, x).sum()
+        return plain_velocity(guidance.guide(U, C, guidance.classifier_free(U, C, g)))(T, x).sum()
 
     np.testing.assert_allclose(jax.grad(f)(2.0, X), (UC - UN).sum(), rtol=1e-4)
     assert np.isfinite(jax.grad(f, 1)(2.0, X)).all()
@@ -216,8 +220,9 @@ def test_contradictions_are_refused(options, message):
 
 
 def test_unknown_passes_are_refused():
+    twice: Any = "twice"
     with pytest.raises(ValueError, match="together"):
-        guided(2.0, "twice")
+        guided(2.0, twice)
 
 
 def test_labels_that_are_not_wrapped_are_refused():

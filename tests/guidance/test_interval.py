@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from flowguide import guidance, paths, sampling, solvers, times
-from flowguide.condition import Label, bind, given, null
-from flowguide.data import DataInfo
+from flowguide.condition import bind, given, null
 from flowguide.errors import UserError
 from flowguide.networks import Network
+from flowguide.sampling.guided import guided_velocity, weak_velocity
+from flowguide.schema import DataInfo, Label, Vectors
 from flowguide.solvers.solver import as_stateful
+from tests.support.plain import plain_velocity
 
 P = paths.linear()
 B, SHAPE, STEPS = 3, (4, 4, 1), 10
@@ -44,25 +46,27 @@ def counted(calls):
     return Network(lambda key: jnp.float32(1.0), counting)
 
 
-def guided(method, gamma, calls, negatives=(), n=0.5, composed=()):
+def guided(config, gamma, calls, negatives=(), n=0.5, composed=()):
     """As ``sampling.sample`` makes it."""
     network = counted(calls)
-    wanted = sampling.config.SampleRequest(C, negatives, tuple(c for c, _ in composed), np.full(B, gamma, np.float32))
-    weights = np.array([n, *(w for _, w in composed)], np.float32)
-    params = jnp.float32(1.0), jnp.float32(0.5)
-    return sampling.config.guided(network, network, False, "linear", method, params, wanted, weights)
+    further, weights = zip(*composed, strict=True) if composed else ((), ())
+    request = sampling.SampleRequest(
+        C, negatives, further, np.full(B, gamma, np.float32), np.float32(n), np.array(weights, np.float32)
+    )
+    weak = weak_velocity(network, jnp.float32(1.0), network, jnp.float32(0.5), config.perturbation)
+    return guided_velocity(partial(network.velocity, jnp.float32(1.0)), P, config, request, weak)
 
 
 def toy(network):
-    """A run of the network, as ``sampling.load`` returns it."""
-    return sampling.Run(DataInfo("toy", SHAPE, "points", FIELDS), network, jnp.float32(1.0), 7, True, "linear")
+    """A model of the network, as ``sampling.load`` returns it."""
+    return sampling.Model(DataInfo("toy", Vectors(SHAPE), FIELDS), network, jnp.float32(1.0), P)
 
 
 def settings(**numbers):
     return {"settings": tuple(numbers.items())}
 
 
-# name: (options of Method, options of guided, evaluations of one guided step at γ = 0, 1 and 3).
+# name: (options of SamplerConfig, options of guided, evaluations of one guided step at γ = 0, 1 and 3).
 # 1 is the conditional velocity alone (at γ = 1) or the one reference alone (at γ = 0), where the formula says so.
 TABLE = {
     "cfg": ({}, {}, (1, 1, 2)),
@@ -100,17 +104,17 @@ def test_every_method_is_in_the_table():
 
 def of(name, interval=INTERVAL):
     options, inputs, costs = TABLE[name]
-    method = sampling.SamplerConfig(guidance=name.split(",")[0].split(" ")[0], steps=STEPS, interval=interval)
-    return method._replace(**{"solver": "euler", **options}), inputs, costs
+    config = sampling.SamplerConfig(guidance=name.split(",")[0].split(" ")[0], steps=STEPS, interval=interval)
+    return config._replace(**{"solver": "euler", **options}), inputs, costs
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_evaluations_made_are_those_needed_and_those_reported(name):
-    method, inputs, costs = of(name)
+    config, inputs, costs = of(name)
     with jax.disable_jit():
         for gamma, cost in zip((0.0, 1.0, 3.0), costs, strict=True):
             calls = []
-            u, rules = guided(method, gamma, calls, **inputs)
+            u, rules = guided(config, gamma, calls, **inputs)
             calls.clear()
             solvers.solve(solvers.euler(), u, X, TS)
             assert sum(calls) == (STEPS - INSIDE) + cost * INSIDE
@@ -120,10 +124,10 @@ def test_evaluations_made_are_those_needed_and_those_reported(name):
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
     """Exactly, for every method and memory; in a batch of times, for those outside."""
-    method, inputs, (*_, cost) = of(name)
+    config, inputs, (*_, cost) = of(name)
     times_of_each = jnp.array([0.1, 0.5, 0.9])
     with jax.disable_jit():
-        u, _ = guided(method, 3.0, [], **inputs)
+        u, _ = guided(config, 3.0, [], **inputs)
         u = as_stateful(u)
         start = u.init(X)
         conditional = bind(field, C)
@@ -146,20 +150,20 @@ def test_both_ends_are_inside(steps):
     ts, whole = times.grid(steps), guided(sampling.SamplerConfig(solver="euler"), 3.0, [])[0]
     for first in range(steps // 2):
         last = steps - 1 - first
-        method = sampling.SamplerConfig(solver="euler", interval=(first / steps, last / steps))
-        u, rules = guided(method, 3.0, [])
+        config = sampling.SamplerConfig(solver="euler", interval=(first / steps, last / steps))
+        u, rules = guided(config, 3.0, [])
         assert guidance.network_evaluations(solvers.euler(), rules, ts) == steps + last - first + 1
     for t in (ts[first], ts[last]):
-        np.testing.assert_array_equal(u(t, X), whole(t, X))
+        np.testing.assert_array_equal(plain_velocity(u)(t, X), plain_velocity(whole)(t, X))
 
 
 @pytest.mark.parametrize("name", ["dng", "feedback", "apg, momentum"])
 def test_a_memory_pauses_outside_and_starts_at_the_edge(name):
     """Inside, the steps equal those of a solve that starts at the first node of the interval with a new memory."""
-    method, inputs, _ = of(name)
+    config, inputs, _ = of(name)
     with jax.disable_jit():
-        u, _ = guided(method, 3.0, [], **inputs)
-        whole, _ = guided(method._replace(interval=None), 3.0, [], **inputs)
+        u, _ = guided(config, 3.0, [], **inputs)
+        whole, _ = guided(config._replace(interval=None), 3.0, [], **inputs)
         states = solvers.solve(solvers.heun(), u, X, TS, trajectory=True)
         # The second stage of the step to 0.4 is already inside, with an empty memory.
         inside = solvers.solve(solvers.euler(), whole, states[4], TS[4:7], trajectory=True)
@@ -193,9 +197,11 @@ def test_posterior_estimates_leave_out_the_step_across_a_pause():
 @pytest.mark.parametrize("name", ["feedback", "apg, momentum"])
 def test_a_scale_that_is_neutral_at_some_step_does_not_pause_the_memory(name):
     """--schedule=linear is 1 at t = 0, and the memory still records that step."""
-    method, inputs, _ = of(name, interval=None)
+    config, inputs, _ = of(name, interval=None)
     with jax.disable_jit():
-        u, rules = guided(method._replace(schedule="linear"), 3.0, [], **inputs)
+        u, rules = guided(config._replace(schedule="linear"), 3.0, [], **inputs)
+        assert isinstance(u, solvers.StatefulVelocity)
+        assert isinstance(rules.rule, guidance.StatefulRule)
         memory = u.init(X)
         _, memory = u.apply(memory, jnp.float32(0.0), X)
         got, _ = u.apply(memory, jnp.float32(0.1), X)
@@ -210,20 +216,17 @@ def test_a_scale_that_is_neutral_at_some_step_does_not_pause_the_memory(name):
 @pytest.mark.parametrize("name", ["dng", "beta_cfg"])
 def test_compiled_solves_make_the_evaluations_they_report(name, solver):
     """γ is traced: one program for all its values."""
-    method, inputs, _ = of(name)
+    config, inputs, _ = of(name)
     calls, s = [], solvers.SOLVERS[solver](P)
 
     def counting(params, t, x, c):
         jax.debug.callback(lambda: calls.append(x.shape[0] // B))
         return velocity(params, t, x, c)
 
-    network = Network(lambda key: jnp.float32(1.0), counting)
-
     @jax.jit
     def run(gamma):
-        wanted = sampling.config.SampleRequest(C, inputs.get("negatives", ()), (), jnp.full(B, gamma))
-        params = jnp.float32(1.0), None
-        u, rules = sampling.config.guided(network, None, False, "linear", method, params, wanted, jnp.array([0.5]))
+        request = sampling.SampleRequest(C, inputs.get("negatives", ()), (), jnp.full(B, gamma), 0.5, np.zeros(0))
+        u, rules = guided_velocity(partial(counting, jnp.float32(1.0)), P, config, request)
         return solvers.solve(s, u, X, TS), guidance.network_evaluations(s, rules, TS)
 
     for gamma in (0.0, 1.0, 3.0):
@@ -231,7 +234,7 @@ def test_compiled_solves_make_the_evaluations_they_report(name, solver):
         _, reported = jax.block_until_ready(run(gamma))
         jax.effects_barrier()
         assert sum(calls) == reported
-    assert run._cache_size() == 1
+    assert run._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]  # which JAX does not declare
 
 
 @pytest.mark.parametrize("name", ["autoguidance", "beta_cfg"])
@@ -242,17 +245,17 @@ def test_an_adaptive_solver_reports_the_evaluations_it_makes(name):
         jax.debug.callback(lambda: calls.append(x.shape[0] // B))
         return velocity(params, t, x, c)
 
-    run = toy(Network(lambda key: jnp.float32(1.0), counting))
-    method = sampling.SamplerConfig("dopri5", guidance=name, interval=(0.5, 0.9), tolerance=1e-2)
-    weak = run if name == "autoguidance" else None
-    drawn = sampling.sample(run, "kind=a", num=B, gamma=3.0, weak=weak, method=method, devices=jax.devices()[:1])
+    model = toy(Network(lambda key: jnp.float32(1.0), counting))
+    config = sampling.SamplerConfig("dopri5", guidance=name, interval=(0.5, 0.9), tolerance=1e-2)
+    weak = model if name == "autoguidance" else None
+    drawn = sampling.sample(model, "kind=a", num=B, gamma=3.0, weak=weak, config=config, devices=jax.devices()[:1])
     jax.effects_barrier()
     assert set(drawn.evaluations) == {sum(calls)}
 
 
 @pytest.mark.parametrize("schedule", sorted(set(guidance.SCHEDULES) - {"constant"}))
 def test_the_strength_of_cfg_pp_is_not_scheduled(schedule):
-    run = toy(counted([]))
-    method = sampling.SamplerConfig("ddim", guidance="cfg_pp", schedule=schedule)
+    model = toy(counted([]))
+    config = sampling.SamplerConfig("ddim", guidance="cfg_pp", schedule=schedule)
     with pytest.raises(UserError, match="use schedule 'constant', not"):
-        sampling.sample(run, "kind=a", num=2, gamma=0.6, method=method)
+        sampling.sample(model, "kind=a", num=2, gamma=0.6, config=config)

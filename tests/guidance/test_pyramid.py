@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import T, arrays, scheduled
 
 from flowguide import guidance
 from flowguide.guidance import projection
+from tests.support.by_hand import T, arrays, scheduled
 
 pytestmark = pytest.mark.usefixtures("float64")
 

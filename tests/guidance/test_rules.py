@@ -1,6 +1,7 @@
 """All rules in one table (neutral setting, independence, dtypes, transforms), each also against its own reference."""
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 
 from flowguide import analytic, guidance, likelihood, paths, solvers, times
 from flowguide.condition import bind, given, null
-from flowguide.guidance import schedules
+from flowguide.guidance import posterior, schedules
+from flowguide.solvers.solver import as_stateful
+from tests.support.plain import plain_rule, plain_velocity
 
 P = paths.linear()
 B, SHAPE = 5, (4, 4, 1)
@@ -83,7 +86,7 @@ NAMES = sorted(TABLE)
 EAGER = jax.disable_jit  # for a few tiny steps, running op by op is faster than compiling a loop
 
 
-def sample(name, gamma, x=X, c=C, passes="together", steps=4):
+def sample(name, gamma, x=X, c=C, passes: guidance.Passes = "together", steps=4):
     gamma = guidance.constant(gamma)
     u = guidance.guide(velocity, c, TABLE[name](gamma), passes)
     return solvers.solve(solvers.ab2(), u, x, times.grid(steps))
@@ -132,9 +135,7 @@ def test_jit_vmap_and_grad_in_one_compilation(name):
 
     def total(gamma, x, label):
         traces.append(0)
-        u = solvers.solver.as_stateful(
-            guidance.guide(velocity, C._replace(value=label), TABLE[name](guidance.constant(gamma)))
-        )
+        u = as_stateful(guidance.guide(velocity, C._replace(value=label), TABLE[name](guidance.constant(gamma))))
         first, memory = u.apply(u.init(x), T / 2, x)
         return jnp.sum(u.apply(memory, T, x + T / 2 * first)[0] ** 2)
 
@@ -183,7 +184,7 @@ def test_in_one_dimension_projections_have_nothing_to_turn():
     g = guidance.constant(3.0)
     cfg = guidance.cfg(g)(T, x, v, (ref,))
     np.testing.assert_allclose(guidance.zero_star(guidance.cfg(g))(T, x, v, (ref,)), v, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(guidance.projected(g, P)(T, x, v, (ref,)), v, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(plain_rule(guidance.projected(g, P))(T, x, v, (ref,)), v, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(guidance.tangential(guidance.cfg(g))(T, x, v, (ref,)), cfg, rtol=1e-3, atol=1e-4)
     perpendicular = guidance.perpendicular(g, guidance.constant(2.0))
     np.testing.assert_allclose(perpendicular(T, x, v, (ref, away)), cfg, rtol=1e-3, atol=1e-4)
@@ -194,7 +195,7 @@ def test_projections_by_linear_algebra():
     v, ref, away, d = (np.asarray(a, float).reshape(B, -1) for a in (V, NULL, AWAY, paths.velocity_to_x1(P, T, X, V)))
     star = guidance.zero_star(guidance.cfg(guidance.constant(0.0)))(T, X, V, (NULL,))  # s*·u_ref itself
     kept = guidance.tangential(guidance.cfg(guidance.constant(0.0)))(T, X, V, (NULL,))
-    apg = np.asarray(guidance.projected(guidance.constant(2.0), P)(T, X, V, (NULL,)) - V).reshape(B, -1)
+    apg = np.asarray(plain_rule(guidance.projected(guidance.constant(2.0), P))(T, X, V, (NULL,)) - V).reshape(B, -1)
     perp = guidance.perpendicular(guidance.constant(1.0), guidance.constant(1.0))(T, X, V, (NULL, AWAY)) - V
     for i in range(B):
         s = np.linalg.lstsq(ref[i][:, None], v[i], rcond=None)[0][0]
@@ -212,7 +213,8 @@ def test_projections_by_linear_algebra():
 
 def test_projected_difference_is_no_longer_than_allowed():
     g = guidance.constant(2.0)
-    long, short = (guidance.projected(g, P, parallel=1.0, largest=size)(T, X, V, (NULL,)) - V for size in (100.0, 0.3))
+    rules = (plain_rule(guidance.projected(g, P, parallel=1.0, largest=size)) for size in (100.0, 0.3))
+    long, short = (rule(T, X, V, (NULL,)) - V for rule in rules)
     difference = jnp.linalg.norm(
         paths.velocity_to_x1(P, T, X, V + short).reshape(B, -1) - paths.velocity_to_x1(P, T, X, V).reshape(B, -1),
         axis=1,
@@ -340,14 +342,14 @@ def test_exact_classifier_is_cfg():
     guided = guidance.with_gradient(bind(U, null(LABEL)), log_probability, 2.5, P)
     for t in (0.1, 0.6, 0.95):
         t = jnp.float32(t)
-        cfg = guidance.guide(U, LABEL, guidance.classifier_free(U, LABEL, 2.5))(t, POINTS)
+        cfg = plain_velocity(guidance.guide(U, LABEL, guidance.classifier_free(U, LABEL, 2.5)))(t, POINTS)
         np.testing.assert_allclose(guided(t, POINTS), cfg, rtol=2e-3, atol=2e-3)
     t = jnp.float32(0.01)
     np.testing.assert_array_equal(guided(t, POINTS), bind(U, null(LABEL))(t, POINTS))
 
 
 def test_rectified_tends_to_cfg_as_the_look_ahead_shrinks():
-    cfg = guidance.guide(U, LABEL, guidance.classifier_free(U, LABEL, 3.0))(T, POINTS)
+    cfg = plain_velocity(guidance.guide(U, LABEL, guidance.classifier_free(U, LABEL, 3.0)))(T, POINTS)
     far, near, none = (guidance.rectified(U, LABEL, 2.0, half_step=h)(T, POINTS) for h in (0.02, 0.01, 0.0))
     np.testing.assert_allclose(none, cfg, rtol=1e-4, atol=1e-5)
     ratio = float(jnp.abs(far - cfg).max() / jnp.abs(near - cfg).max())
@@ -386,7 +388,7 @@ def test_log_ratios_add_up_to_the_posterior():
         def add(total, here):
             t, x, t_next, x_next = here
             seen = (t, x, bind(U, label)(t, x), bind(U, null(label))(t, x))
-            return total + guidance.posterior.log_ratio(P, seen, t_next, x_next)[0], None
+            return total + posterior.log_ratio(P, seen, t_next, x_next)[0], None
 
         total, _ = jax.lax.scan(add, jnp.zeros(256), (ts[:-2], states[:-2], ts[1:-1], states[1:-1]))
         t, x = ts[-2], states[-2]
@@ -431,14 +433,14 @@ def test_feedback_guides_more_where_the_sample_does_not_fit():
 def test_rules_of_one_reference_refuse_more():
     for rule in (guidance.cfg(guidance.constant(2.0)), guidance.projected(guidance.constant(2.0), P)):
         with pytest.raises(ValueError, match="takes one reference velocity; got 2"):
-            rule(T, X, V, (NULL, AWAY))
+            plain_rule(rule)(T, X, V, (NULL, AWAY))
     with pytest.raises(ValueError, match="for each of 1 weights; got 1"):
         guidance.composed([guidance.constant(2.0)] * 2)(T, X, V, (NULL,))
 
 
 def test_composition_is_its_formula():
     g = guidance.compose(velocity, C, 1.5, [(D, 0.5), (null(C), -3.0)])
-    got = guidance.guide(velocity, C, g)(T, X)
+    got = plain_velocity(guidance.guide(velocity, C, g))(T, X)
     np.testing.assert_allclose(got, NULL + 1.5 * (V - NULL) + 0.5 * (AWAY - NULL), rtol=1e-4, atol=1e-5)
 
 
@@ -448,7 +450,9 @@ def test_composition_is_its_formula():
 def momentum(gamma=2.0):
     scale = guidance.constant(gamma)
     rule = guidance.projected(scale, P, parallel=1.0, momentum=0.5)
-    return guidance.guide(velocity, C, guidance.against(guidance.Reference(velocity, null(C)), rule, scale))
+    u = guidance.guide(velocity, C, guidance.against(guidance.Reference(velocity, null(C)), rule, scale))
+    assert isinstance(u, solvers.StatefulVelocity)
+    return u
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "ab3", "unipc2"])
@@ -491,7 +495,7 @@ def test_reused_references_are_counted(name, reuse, passes):
 
 
 def test_reused_references_keep_their_difference():
-    ts, x, kept = times.grid(6), X, None
+    ts, x, kept = times.grid(6), X, jnp.zeros_like(X)
     got = solvers.solve(
         solvers.euler(), guidance.guide(velocity, C, guidance.classifier_free(velocity, C, 3.0), reuse=2), X, ts
     )
@@ -503,6 +507,7 @@ def test_reused_references_keep_their_difference():
 
 
 def test_what_remembers_is_no_vector_field():
+    number: Any = 3.0
     u, x = momentum(), X
     for call in (
         lambda: solvers.solve_adaptive(u, x, jnp.array([0.0, 1.0])),
@@ -517,7 +522,7 @@ def test_what_remembers_is_no_vector_field():
     with pytest.raises(ValueError, match="reuse is a number of steps"):
         guidance.guide(velocity, C, guidance.classifier_free(velocity, C, 3.0), reuse=0)
     with pytest.raises(TypeError, match="must be a function"):
-        solvers.solve(solvers.euler(), 3.0, x, times.grid(2))
+        solvers.solve(solvers.euler(), number, x, times.grid(2))
 
 
 def test_gap_is_measured_where_the_solve_passes():

@@ -6,10 +6,10 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import GAMMAS, NULL, B, N, V, X, cfg, coefficients, column, data, n, noise
 
 from flowguide import guidance, paths
 from flowguide.guidance import schedules
+from tests.support.by_hand import GAMMAS, NULL, B, N, V, X, cfg, coefficients, column, data, n, noise
 
 pytestmark = pytest.mark.usefixtures("float64")
 

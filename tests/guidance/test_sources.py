@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import SIZE, B, N, X, coefficients, column, n
 
 from flowguide import condition, guidance, paths, solvers, times
 from flowguide.condition import given, null
+from tests.support.by_hand import SIZE, B, N, X, coefficients, column, n
 
 pytestmark = pytest.mark.usefixtures("float64")
 

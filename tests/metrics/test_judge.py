@@ -1,6 +1,7 @@
 """Judges: their layers against JAX's own, what they refuse, and how well they read real images."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_reads_held_out_avatars():
 def test_reads_held_out_digits():
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
     judge = train_judge(images[:1500], {"digit": digits.target[:1500]})
     # The last are by other writers than the first. Measured: .966.

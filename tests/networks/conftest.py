@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny_networks import build, noisy
 
 from flowguide.networks import NETWORKS
+from tests.support.tiny_networks import build, noisy
 
 
 @pytest.fixture(scope="session", params=list(NETWORKS))

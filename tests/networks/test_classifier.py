@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from flowguide import analytic, losses, paths, times
-from flowguide.condition import Condition, Label, Vector, given
+from flowguide.condition import Condition, given
 from flowguide.networks import Classifier, Network, as_network, log_probability
+from flowguide.schema import Label, Vector
 
 N, P = 4096, paths.linear()
 LAW = analytic.mixture([0.2, 0.3, 0.5], [[1.0, -0.5], [-0.8, 0.4], [0.3, 1.2]], jnp.array([0.3, 0.5, 0.2]))

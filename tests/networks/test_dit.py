@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_networks import FIELDS, SHAPE, SMALL, build, draw, full_condition, inputs, noisy
 
 from flowguide.networks.attention import attend
 from flowguide.networks.dit import DiT, DiTBlock, _from_patches, _to_patches, sincos_2d
 from flowguide.networks.layers import layer_norm, modulate
+from tests.support.tiny_networks import FIELDS, SHAPE, SMALL, build, draw, full_condition, inputs, noisy
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,13 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tiny_networks import FIELDS, full_condition
 
 from flowguide.condition import Condition, null
 from flowguide.networks.embed import ConditionEmbedding, sinusoidal
+from tests.support.tiny_networks import FIELDS, full_condition
 
 
 def test_sinusoids_have_the_stated_frequencies():
@@ -18,12 +20,13 @@ def test_sinusoids_have_the_stated_frequencies():
 def test_absent_fields_become_their_null_tokens():
     embedding = ConditionEmbedding(FIELDS, 8, rngs=nnx.Rngs(0))
     got = embedding(null(full_condition()), 4)
-    tokens = embedding.fields["text"]
+    fields: Any = embedding.fields
+    tokens = fields["text"]
     assert got.sequence is not None
     assert got.mask is not None
     np.testing.assert_allclose(got.sequence, jnp.broadcast_to(tokens.null[...], (4, 4, 8)))
     np.testing.assert_array_equal(got.mask, [[True, False, False, False]] * 4)
-    want = embedding.fields["kind"].null[...] + embedding.fields["place"].null[...]
+    want = fields["kind"].null[...] + fields["place"].null[...]
     want = want + tokens.pool(tokens.null[...][None])[0]
     np.testing.assert_allclose(got.vector, jnp.broadcast_to(want, (4, 8)), atol=1e-5)
 
@@ -34,10 +37,12 @@ def test_an_empty_sentence_is_finite_and_is_not_the_null_token():
     got = embedding(Condition(empty, jnp.array([True, False])), 2)
     assert bool(jnp.all(jnp.isfinite(got.vector)))
     assert float(jnp.abs(got.vector[0] - got.vector[1]).max()) > 0
+    assert got.mask is not None
     assert not bool(jnp.any(got.mask[0]))
 
 
 def test_null_tokens_are_initialised_like_other_rows():
     embedding = ConditionEmbedding({"kind": FIELDS["kind"]}, 1024, rngs=nnx.Rngs(jax.random.key(3)))
-    table, token = embedding.fields["kind"].table[...], embedding.fields["kind"].null[...]
+    kind: Any = embedding.fields["kind"]
+    table, token = kind.table[...], kind.null[...]
     np.testing.assert_allclose(jnp.std(token), jnp.std(table), rtol=0.1)

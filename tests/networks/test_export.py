@@ -3,18 +3,18 @@
 import jax
 import numpy as np
 from jax import export
-from tiny_networks import FIELDS, SHAPE, full_condition
 
-from flowguide import sampling
-from flowguide.data import DataInfo
+from flowguide import paths, sampling
+from flowguide.schema import DataInfo, Vectors
+from tests.support.tiny_networks import FIELDS, SHAPE, full_condition
 
 
 def test_an_exported_network_draws_the_same_for_any_number(tiny):
     _, network, _, params, _ = tiny
-    run = sampling.Run(DataInfo("toy", SHAPE, "points", FIELDS), network, params, 1, True, "linear")
-    method, c = sampling.SamplerConfig("ab2", 3), full_condition()
-    sampler = export.deserialize(bytearray(sampling.export(run, method=method, platforms=["cpu"])))
-    expected = sampling.sample(run, c, gamma=1.5, method=method, devices=jax.devices()[:1]).x
+    model = sampling.Model(DataInfo("toy", Vectors(SHAPE), FIELDS), network, params, paths.linear())
+    config, c = sampling.SamplerConfig("ab2", 3), full_condition()
+    sampler = export.deserialize(bytearray(sampling.export(model, config=config, platforms=["cpu"])))
+    expected = sampling.sample(model, c, gamma=1.5, config=config, devices=jax.devices()[:1]).x
     index, gamma = np.arange(3, dtype=np.int32), np.full(3, 1.5, np.float32)
     value, present = ({k: np.asarray(v)[:3] for k, v in part.items()} for part in c)
     x = sampler.call(np.uint32(0), index, gamma, value, present)

@@ -1,11 +1,13 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_networks import build, full_condition, inputs, noisy
 
 from flowguide.networks import as_network, count_parameters
+from tests.support.tiny_networks import build, full_condition, inputs, noisy
 
 
 def test_parameters_are_nested_dicts_of_float32_with_string_keys(tiny):
@@ -48,7 +50,8 @@ def test_integer_paths_survive_a_list_of_more_than_ten():
     network = as_network(Chain)
     params = network.init(jax.random.key(0))
     assert sorted(params["scales"]) == sorted(map(str, range(12)))
-    assert network.velocity(params, None, None, None).tolist() == list(range(12))
+    unused: Any = None
+    assert network.velocity(params, unused, unused, unused).tolist() == list(range(12))
 
 
 def test_other_state_is_refused():

@@ -2,19 +2,21 @@
 
 import copy
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_networks import FIELDS, build, draw, full_condition, inputs, noisy
 
 from flowguide.networks import Network, Perturbation, as_network, attention
 from flowguide.networks.attention import Attention
 from flowguide.networks.perturbation import PLAIN, Treatment, blurred, treatments
+from tests.support.tiny_networks import FIELDS, build, draw, full_condition, inputs, noisy
 
 BLOCKS = {"mlp": 2, "unet": 8, "dit": 2}
+NONE: Any = "none"  # is no kind of attention
 WITH_ATTENTION = {"unet": (0, 6, 7), "dit": (0, 1)}
 plain_attend = attention.attend
 
@@ -148,6 +150,8 @@ def test_skipped_and_perturbed_blocks_may_be_mixed(tiny, evaluate):
 def test_identity_attention_is_the_value_projection():
     layer = Attention(8, 2, 8, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     x, sequence, mask = draw(0, 3, 6, 8), draw(1, 3, 4, 8), jnp.ones((3, 4), bool)
+    assert layer.qkv.bias is not None
+    assert layer.out.bias is not None
     value = x @ layer.qkv.kernel[...][:, 16:] + layer.qkv.bias[...][16:]
     want = value @ layer.out.kernel[...] + layer.out.bias[...]
     got = layer(x, sequence, mask, (2, 3), Treatment(attention="identity"))
@@ -156,7 +160,7 @@ def test_identity_attention_is_the_value_projection():
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 7.0, math.inf])
 @pytest.mark.parametrize("grid", [(3, 5), (1, 4), (4, 1)])
-def test_blur_is_a_gaussian_over_the_grid(grid, sigma):
+def test_blur_is_a_gaussian_over_the_grid(grid: tuple[int, int], sigma):
     q = draw(0, 2, grid[0] * grid[1], 3, 4)
     got = blurred(q, grid, sigma)
     if sigma == 0.01:
@@ -232,7 +236,7 @@ def test_an_example_can_be_mapped_and_scanned():
         ("unet", Perturbation(attention="identity", layers=(1,)), r"with attention, among \[0, 6, 7\]; got \(1,\)"),
         ("dit", Perturbation(layers=(0,)), r'layers=\(0,\).*"full"'),
         ("mlp", Perturbation(attention="identity"), "attention='identity' needs.*has none: use skip"),
-        ("dit", Perturbation(attention="none"), r"\('full', 'identity', 'blurred'\); got 'none'"),
+        ("dit", Perturbation(attention=NONE), r"\('full', 'identity', 'blurred'\); got 'none'"),
         ("dit", Perturbation(attention="blurred", blur=-1.0), "blur must be 0 or more tokens, or inf; got -1.0"),
         ("dit", Perturbation(attention="blurred", blur=math.nan), "got nan"),
     ],

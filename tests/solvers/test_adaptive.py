@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_solvers import exact, problem
 
 from flowguide import solvers
+from tests.support.problems import exact, problem
 
 ENDS = jnp.array([0.0, 1.0])
 

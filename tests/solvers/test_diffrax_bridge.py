@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_solvers import problem
 
 from flowguide import solvers, times
+from tests.support.problems import problem
 
 diffrax = pytest.importorskip("diffrax")
 

@@ -11,6 +11,7 @@ import pytest
 from flowguide import analytic, guidance, paths, solvers, times
 from flowguide.condition import bind, given
 from flowguide.solvers import stochastic
+from tests.support.plain import plain_velocity
 
 LAB = analytic.observation([[1.0]], 1.0)  # c ~ N(0, 1), x|c ~ N(c, 1)
 
@@ -71,7 +72,7 @@ def test_weak_order(name, order):
         law = jax.tree.map(lambda a: a.astype(float), LAB)
         c = given(jnp.zeros((1, 1)))
         u = analytic.velocity(law, p)
-        guided = guidance.guide(u, c, guidance.classifier_free(u, c, gamma), passes="apart")
+        guided = plain_velocity(guidance.guide(u, c, guidance.classifier_free(u, c, gamma), passes="apart"))
         solver = solvers.STOCHASTIC[name](p, key, 1.0)
         scalars = jax.tree.map(jnp.asarray, jax.tree.leaves(solver.init(jnp.zeros((1, 1))))[2:])
 
@@ -257,7 +258,9 @@ def test_a_step_of_euler_maruyama_is_its_formula(total, eta, bounded):
     solver = solvers.euler_maruyama(p, keys(3), solvers.memoryless(eta), total)
     e = (x - t * d) / (1 - t)
     state = jnp.full((3, 1), x)
-    got, _ = solver.step(lambda t, x: jnp.full_like(x, total * (d - e)), jnp.int32(3), state, jnp.float32(t), t + dt)
+    got, _ = solver.step(
+        lambda t, x: jnp.full_like(x, total * (d - e)), jnp.int32(3), state, jnp.float32(t), jnp.float32(t + dt)
+    )
     free, bound = eta * (1 - t) / t, (1 - t) ** 2 / (2 * total * dt)
     assert (free > bound) == bounded
     z, amount = np.asarray(stochastic.noise(keys(3), jnp.int32(3), state)), min(free, bound)

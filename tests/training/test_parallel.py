@@ -8,8 +8,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from flowguide import build, couplings, losses, paths, targets, times
-from flowguide.condition import Label
+from flowguide.config import default
+from flowguide.errors import UserError
 from flowguide.networks import MLP, DiT, Network, as_network
+from flowguide.schema import Batch, Images, Label
 from flowguide.training import ema, parallel
 from flowguide.training.parallel import (
     abstract,
@@ -20,7 +22,7 @@ from flowguide.training.parallel import (
     replicas_agree,
     split_axis,
 )
-from flowguide.training.step import Batch, init_state, make_loss, make_step
+from flowguide.training.step import init_state, make_loss, make_step
 
 SIZE, STEPS = 32, 20
 FIELDS = {"a": Label(("x", "y", "z")), "b": Label(("x", "y"))}
@@ -178,15 +180,15 @@ def test_shards_and_overrides_that_cannot_be_are_refused():
             split_axis("a/kernel", (8, 3), 4, 1, (("kernel", axis),))
     with pytest.raises(ValueError, match="shards must divide the number of devices, 8; got 3"):
         fsdp(jax.devices(), 3)
-    config = build.default()
+    config = default()
     config.layout = {"name": "fsdp", "shards": 5}
-    with pytest.raises(build.UserError, match="shards must divide the number of devices, 8; got 5"):
+    with pytest.raises(UserError, match="shards must divide the number of devices, 8; got 5"):
         build.layout(config, jax.devices())
     config.layout = {"name": "zero"}
-    with pytest.raises(build.UserError, match="unknown layout 'zero': there are data_parallel, fsdp"):
+    with pytest.raises(UserError, match="unknown layout 'zero': there are data_parallel, fsdp"):
         build.layout(config, jax.devices())
     config.layout = {"name": "fsdp", "devices": 3}
-    with pytest.raises(build.UserError, match="no setting 'devices': it takes shards, min_size, overrides"):
+    with pytest.raises(UserError, match="no setting 'devices': it takes shards, min_size, overrides"):
         build.layout(config, jax.devices())
 
 
@@ -224,7 +226,8 @@ def test_flip_mirrors_half_of_the_images():
     network = Network(lambda key: {}, lambda params, t, x, c: jnp.broadcast_to(right, x.shape))
     recipe = losses.Recipe(paths.path(lambda t: t, lambda t: 0 * t), times.uniform())  # the target is x1 itself
     b = Batch(images, {"a": np.zeros(256, np.int32)}, np.arange(256, dtype=np.int32))
-    share = 1 - float(make_loss(network, recipe, lambda x: x, jax.random.key(2), flip=True)({}, 0, b))
+    mirrored = Images((2, 2, 1)).mirrored
+    share = 1 - float(make_loss(network, recipe, lambda x: x, jax.random.key(2), mirrored)({}, 0, b))
     assert abs(share - 0.5) < 4.5 * 0.5 / 256**0.5
     assert float(make_loss(network, recipe, lambda x: x, jax.random.key(2))({}, 0, b)) == 1.0
 

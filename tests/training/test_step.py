@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from flowguide.schema import Batch
 from flowguide.training import ema
-from flowguide.training.step import Batch, TrainState, make_step
+from flowguide.training.step import TrainState, make_step
 
 
 @pytest.mark.parametrize("bad", [jnp.inf, jnp.nan, 3e38])

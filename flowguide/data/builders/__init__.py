@@ -1,6 +1,6 @@
-"""Data sets of our own as TFDS builders: importing this package registers them.
+"""Our own data sets as TFDS builders; importing this package registers them.
 
-They are made from what is installed already, so that preparing them takes seconds and no download.
+They are made from installed packages, so preparing them takes seconds and no download.
 """
 
 from flowguide.data.builders.avatars import Avatars

@@ -1,6 +1,6 @@
 """avatars: 10,000 pixel-art faces, 16 x 16, with eight independent attributes and a caption (CC0).
 
-How they were drawn is told in ``files/PROVENANCE.md``.
+``files/PROVENANCE.md`` describes how they were drawn.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flowguide.data.pixels import encode_png
-from flowguide.data.tokens import vocabulary
+from flowguide.schema import vocabulary
 
-TRAIN = 9_000  # the first; the rest is the test split
+TRAIN = 9_000  # the first examples; the rest is the test split
 
 
 class Avatars(tfds.core.GeneratorBasedBuilder):
@@ -55,10 +55,10 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
 
 @functools.cache
 def load() -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, list[str]]]:
-    """The file that flowguide ships.
+    """Loads the file that flowguide ships.
 
     Returns:
-      images, uint8 ``(10000, 16, 16, 3)``; attributes, a uint8 ``(10000,)`` each; the names of their values.
+      images, uint8 ``(10000, 16, 16, 3)``; attributes, uint8 ``(10000,)`` each; the names of their values.
     """
     with (
         resources.as_file(resources.files("flowguide.data") / "files" / "avatars16.npz") as path,
@@ -69,7 +69,7 @@ def load() -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, list[str]]]:
 
 
 def caption(face: Mapping[str, str]) -> str:
-    """The attributes of one face in words; what it does not wear is left out.
+    """Describes the attributes of one face in words, without what it does not wear.
 
     For example "long red hair, blue hat, dark glasses, beard, happy, green clothing, skin 3".
     """

@@ -43,11 +43,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """All digits in a fixed order that mixes the writers: uint8 ``(1797, 8, 8, 1)`` and int ``(1797,)``.
+    """Returns all digits in a fixed order that mixes the writers: uint8 ``(1797, 8, 8, 1)`` and int ``(1797,)``.
 
-    The source counts ink from 0 to 16; here 16 is 255.
+    Intensities are scaled from 0..16 in the source to 0..255.
     """
-    from sklearn.datasets import load_digits  # here, because it is slow and needed only to prepare
+    from sklearn.datasets import load_digits  # a slow import that only preparing needs
 
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))

@@ -1,4 +1,4 @@
-"""mixture2d: points from eight Gaussians on a ring, whose law is known exactly.
+"""mixture2d: points from eight Gaussians on a ring, with an exactly known density.
 
 p(x, label = k) = WEIGHTS[k] · N(x; MEANS[k], STD² I).
 """
@@ -47,7 +47,7 @@ class Mixture2d(tfds.core.GeneratorBasedBuilder):
 
 
 def draw(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points float32 ``(size, 2)`` and their labels int ``(size,)``, from the law above."""
+    """Draws points, float32 ``(size, 2)``, and their labels, int ``(size,)``."""
     random = np.random.default_rng(seed)
     labels = random.choice(CLASSES, size=size, p=WEIGHTS)
     x = MEANS[labels] + STD * random.standard_normal((size, 2))

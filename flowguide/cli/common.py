@@ -1,0 +1,76 @@
+"""Flags and checks that commands share."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from flowguide import processes, storage
+from flowguide.errors import UserError
+
+
+def define_process_flags(values: flags.FlagValues) -> None:
+    """Defines how a process finds the others, if there are several."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, if several processes run this command as one; not needed on TPU pods, with SLURM, "
+        'Kubernetes or Open MPI, which are detected; "none" to run alone there',
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "number of processes, for --coordinator", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "number of this process, from 0, for --coordinator", lower_bound=0, flag_values=values
+    )
+
+
+def join_processes(values: flags.FlagValues) -> None:
+    """Makes this process one of several, if it is."""
+    processes.start(values.coordinator, values.num_processes, values.process_id)
+
+
+def folder(text: str) -> Path:
+    """Returns a folder or file that a flag names, or an address of one: ``gs://bucket/run``.
+
+    Raises:
+      UserError: for an address that cannot be reached.
+    """
+    return storage.path(text)
+
+
+def keep_compiled(place: Path | None, small_ones: bool = False) -> None:
+    """Keeps compiled programs in a folder for the next command, unless JAX's environment variables say where.
+
+    Args:
+      place: the folder; None to keep none.
+      small_ones: keep also programs that compile in less than a second.
+    """
+    if place is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(place))
+    if small_ones and "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def numbers(name: str, texts: Sequence[str], count: int | None = None, infinite: bool = False) -> list[float]:
+    """Parses the numbers of a flag.
+
+    Raises:
+      UserError: for anything else, or another count than ``count``.
+    """
+    try:
+        found = [float(text) for text in texts]
+    except ValueError:
+        found = []
+    if not found or count not in (None, len(found)):
+        expected = f"{count} numbers" if count else "numbers"
+        raise UserError(f"--{name} takes {expected} separated by commas; got {','.join(texts)!r}")
+    if any(math.isnan(n) or (math.isinf(n) and not infinite) for n in found):
+        raise UserError(f"--{name} takes finite numbers; got {','.join(texts)!r}")
+    return found

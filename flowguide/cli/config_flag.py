@@ -1,0 +1,132 @@
+"""The flags --config=NAME and --config.SETTING=VALUE, on top of ml_collections."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import flowguide
+from flowguide.config import CHOICES, Config, check_types, complete
+from flowguide.errors import UserError, hint
+
+CONFIG = "the experiment: a name such as avatars, or a Python file with a function get_config()"
+
+# In a wheel the configs are inside the package, in a clone beside it.
+_PLACES = (Path(flowguide.__file__).parent / "configs", Path(flowguide.__file__).parent.parent / "configs")
+
+
+def config_and_rest(values: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
+    """Loads the config that the arguments name, and defines the flag ``config`` and those of the settings it changes.
+
+    ``--config.CHOICE.name=NAME`` switches a named choice before its settings are parsed, so that
+    ``--config.path.name=vp --config.path.beta_min=0.05`` works in any order.
+
+    Returns:
+      the arguments without ``--config=NAME``.
+
+    Raises:
+      UserError: if no config is named, it cannot be loaded, or it has no such setting.
+    """
+    name, rest = _split(arguments)
+    if name is None:
+        raise UserError("expected --config=NAME, an experiment such as avatars; --help lists all flags")
+    config = _loaded(name)
+    for _, task in _given(["task"], rest):  # a classifier's networks have other settings
+        config.task = task
+    for setting, option in _given([f"{choice}.name" for choice in CHOICES], rest):
+        choice = setting.removesuffix(".name")
+        if config[choice]["name"] != option:
+            with config.unlocked():
+                config[choice] = ConfigDict({"name": option})
+    complete(config)
+    try:
+        config_flags.DEFINE_config_dict("config", config, CONFIG, flag_values=values, sys_argv=["flowguide", *rest])
+    except (AttributeError, KeyError) as error:  # --config.NAME=... of a setting that there is not
+        # The message is the repr of a repr: quotes within quotes, and an escaped line break before the hint.
+        missing, *near = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").splitlines()
+        quotes = "'\""
+        known = near[0].strip("'") if near else "--help lists the settings"
+        raise UserError(f"the config has no setting '{missing.strip(quotes)}': {known}") from error
+    except (ValueError, flags.Error) as error:
+        raise UserError(f"the flags cannot be read: {error}") from error
+    return rest
+
+
+def load_config(name: str) -> Config:
+    """Loads a config by its name, or from a file, and completes it.
+
+    Raises:
+      UserError: if there is none, it fails, or it has settings that there are not.
+    """
+    return complete(_loaded(name))
+
+
+def _loaded(name: str) -> Config:
+    file = _find(name)
+    spec = importlib.util.spec_from_file_location(f"flowguide_config_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # A config may import another one: configs/captions.py changes that of configs/avatars.py.
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever the file does
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"the config file cannot be loaded: {file}: {reason}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of {file} returns a {type(config).__name__}, expected the ConfigDict of "
+            "flowguide.config.default(), changed"
+        )
+    check_types(config)
+    return config
+
+
+def _find(name: str) -> Path:
+    if (file := Path(name)).suffix == ".py" or file.is_file():
+        if not file.is_file():
+            raise UserError(f"the config file cannot be loaded: there is no file {name}")
+        if file.suffix != ".py":
+            raise UserError(f"the config file cannot be loaded: {name} is not a Python file, NAME.py")
+        return file
+    for place in _PLACES:
+        if (file := place / f"{name}.py").is_file():
+            return file
+    known = sorted({file.stem for place in _PLACES for file in place.glob("*.py") if file.stem != "__init__"})
+    raise UserError(f"unknown config {name!r:.100}{hint(name, known)}: there are {', '.join(known)}, or give a file")
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes ``--config=NAME`` out of the arguments, and completes ``--config.CHOICE=NAME`` with ``.name``."""
+    name, rest, waiting = None, [], False
+    choices = "|".join(CHOICES)
+    for argument in arguments:
+        if waiting:
+            name, waiting = argument, False
+        elif re.fullmatch("--?config", argument):
+            waiting = True
+        elif match := re.match("--?config=(.*)", argument, re.DOTALL):
+            name = match[1]
+        else:
+            rest.append(re.sub(f"^(--?config\\.(?:{choices}))(=|$)", r"\1.name\2", argument))
+    return name, rest
+
+
+def _given(settings: Sequence[str], arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns which of some settings the arguments change, and to what."""
+    names, found = "|".join(map(re.escape, settings)), []
+    for i, argument in enumerate(arguments):
+        if match := re.fullmatch(f"--?config\\.({names})(?:=(.*))?", argument, re.DOTALL):
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            found.append((match[1], match[2] if match[2] is not None else following))
+    return found

@@ -1,0 +1,163 @@
+"""Named choices: ``{"name": ..., **settings}``, whose settings are the arguments of what the name stands for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from flowguide import kinds, losses, paths, targets, times
+from flowguide.config.defaults import CHOICES, Config
+from flowguide.errors import UserError, hint
+from flowguide.networks import CLASSIFIERS, NETWORKS
+from flowguide.training import ema
+from flowguide.training.optimizer import OPTIMIZERS
+from flowguide.training.parallel import LAYOUTS
+from flowguide.training.transport import COUPLINGS
+
+
+class Options(NamedTuple):
+    """What a choice is among.
+
+    Attributes:
+      by_name: name -> function or class; its keyword arguments are the settings.
+      given: arguments that are no settings.
+      foreign: whether "package.module:Class" names one of the user's own.
+    """
+
+    by_name: Mapping[str, Callable[..., Any]]
+    given: tuple[str, ...] = ()
+    foreign: bool = False
+
+
+OPTIONS: dict[str, Options] = {
+    "optimizer": Options(OPTIMIZERS, ("rate",)),
+    "path": Options(paths.PATHS),
+    "times": Options(times.WARPS),
+    "coupling": Options(COUPLINGS),
+    "weight": Options(losses.WEIGHTS),
+    "target": Options(targets.TARGETS),
+    "ema": Options(ema.PROFILES),
+    "network": Options(NETWORKS, ("self", "shape", "fields", "rngs"), foreign=True),
+    "classifier": Options(CLASSIFIERS, ("self", "shape", "fields", "rngs"), foreign=True),
+    "layout": Options(LAYOUTS, ("devices",)),
+}
+
+
+def complete(config: Config) -> Config:
+    """Adds the default of every setting that its named choices leave out; changes ``config`` and returns it.
+
+    Raises:
+      UserError: for unknown names and settings, and settings of a wrong type.
+    """
+    for choice in CHOICES:
+        name, settings = named(choice, config[choice])
+        key = options_key(choice, config)
+        takes = settings_of(option(key, OPTIONS[key], name), OPTIONS[key])
+        check_settings(f"{key} {name!r}", settings, takes)
+        defaults = {name: p.default for name, p in takes.items() if p.default is not inspect.Parameter.empty}
+        with config.unlocked():
+            config[choice] = ConfigDict({"name": name, **defaults, **settings})
+    return config
+
+
+def choose(choice: str, config: Config, **given: Any) -> Any:
+    """Builds what a named choice of a config stands for.
+
+    Args:
+      choice: one of ``OPTIONS``.
+      config: the whole config.
+      given: the arguments that are no settings.
+
+    Raises:
+      UserError: for an unknown name or setting, or settings that cannot be.
+    """
+    name, settings = named(choice, config["network" if choice == "classifier" else choice])
+    options = options_of(choice, config)
+    make, what = option(choice, options, name), f"{choice} {name!r}"
+    check_settings(what, settings, settings_of(make, options))
+    try:
+        return make(**given, **settings)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def options_key(choice: str, config: Config) -> str:
+    """Returns the key of a choice in ``OPTIONS``: a classifier has other networks."""
+    return "classifier" if choice == "network" and config.task == "classifier" else choice
+
+
+def options_of(choice: str, config: Config) -> Options:
+    """Returns what a choice is among."""
+    return OPTIONS[options_key(choice, config)]
+
+
+def option(choice: str, options: Options, name: str) -> Callable[..., Any]:
+    """Returns the function or class of this name; imports a foreign one.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if name in options.by_name:
+        return options.by_name[name]
+    if options.foreign and is_foreign(name):
+        return _imported(choice, name)
+    own = ", or package.module:Class of your own" if options.foreign else ""
+    raise UserError(
+        f"unknown {choice} {name!r:.100}{hint(name, options.by_name)}: there are "
+        f"{', '.join(sorted(options.by_name))}{own}"
+    )
+
+
+def is_foreign(name: str) -> bool:
+    """Returns whether a name is that of code outside of flowguide, ``package.module:Class``."""
+    return ":" in name
+
+
+def settings_of(make: Callable[..., Any], options: Options) -> dict[str, inspect.Parameter]:
+    """Returns the settings that an option takes, by name."""
+    function = make.__init__ if inspect.isclass(make) else make
+    return {name: p for name, p in kinds.parameters(function).items() if name not in options.given}
+
+
+def named(choice: str, settings: Any) -> tuple[str, dict[str, Any]]:
+    """Splits ``{"name": ..., **settings}`` into the name and the settings.
+
+    Raises:
+      UserError: for anything else.
+    """
+    if not (isinstance(settings, dict | ConfigDict) and isinstance(settings.get("name"), str)):
+        raise UserError(f'{choice} takes a name and its settings, {{"name": ...}}; got {settings!r:.100}')
+    rest: dict[str, Any] = dict(settings)
+    return rest.pop("name"), rest
+
+
+def check_settings(what: str, settings: Mapping[str, Any], takes: Mapping[str, inspect.Parameter]) -> None:
+    """Raises ``UserError`` for settings that an option does not take, or of a wrong type."""
+    for name, value in settings.items():
+        if name not in takes:
+            raise UserError(f"{what} has no setting {name!r}{hint(name, takes)}: it takes {', '.join(takes) or 'none'}")
+        check_kind(f"{what}: {name}", value, takes[name].annotation, takes[name].default)
+
+
+def check_kind(place: str, value: Any, kind: Any, usual: Any) -> None:
+    """Raises ``UserError`` if a value is not of this type."""
+    if not kinds.fits(value, kind):
+        raise UserError(f"{place} takes {kinds.words(kind)}, such as {usual!r}; got {value!r:.100}")
+
+
+def _imported(choice: str, name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{choice} {name!r:.100} cannot be imported ({error}): give package.module:Class of a package that Python "
+            "finds from here"
+        ) from error
+    if not callable(found):
+        raise UserError(f"{choice} {name!r:.100} is of type {type(found).__name__}: give package.module:Class")
+    return found

@@ -1,0 +1,69 @@
+"""Draws in batches, spread over devices and processes. Each draw has its own key, so that batches change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from flowguide import processes
+from flowguide.sampling.request import SampleRequest
+from flowguide.typing import Array, Device, PRNGKey, PyTree
+
+Draw: TypeAlias = Callable[[PyTree, PRNGKey, SampleRequest], PyTree]  # params, keys, request -> what is drawn
+
+_EACH, _SAME = PartitionSpec("data"), PartitionSpec()
+# Of a request, everything but the weights has one entry a draw.
+_REQUEST = SampleRequest(_EACH, _EACH, _EACH, _EACH, _SAME, _SAME)  # pyright: ignore[reportArgumentType]
+
+
+class Devices(NamedTuple):
+    """Devices in a row, and the shardings of arrays that are split among them or whole on each."""
+
+    mesh: jax.sharding.Mesh
+    split: NamedSharding
+    whole: NamedSharding
+
+
+def in_a_row(devices: Sequence[Device] | None) -> Devices:
+    """Returns the given devices, or all of them, those of other processes too."""
+    mesh = jax.sharding.Mesh(np.asarray(devices or jax.devices()), ("data",))
+    return Devices(mesh, NamedSharding(mesh, _EACH), NamedSharding(mesh, _SAME))
+
+
+def batches(
+    request: SampleRequest, num: int, size: int, seed: int, over: Devices, *, progress: bool, samples_each: int = 1
+) -> Iterator[tuple[int, PRNGKey, SampleRequest]]:
+    """Yields ``num`` draws in batches: how many of the batch count, a key for each draw, and its part of the request.
+
+    All batches have the same size, so that they share one program; the last repeats its final draw to fill up.
+    ``samples_each`` is the number of samples a draw makes, for the progress bar.
+    """
+    devices = over.mesh.size
+    size = -(-min(size, num) // devices) * devices
+    root = np.asarray(jax.random.key_data(jax.random.key(seed)))
+    each = request._replace(gamma_negative=None, weights=None)
+    with tqdm(total=num * samples_each, disable=not progress, unit="sample", dynamic_ncols=True) as bar:
+        for first in range(0, num, size):
+            index = np.minimum(np.arange(first, first + size), num - 1)
+            part = processes.put(jax.tree.map(lambda a, index=index: np.asarray(a)[index], each), over.split)
+            part = part._replace(gamma_negative=request.gamma_negative, weights=request.weights)
+            kept = min(size, num - first)
+            yield kept, _keys(root, processes.put(index, over.split)), part
+            bar.update(kept * samples_each)
+
+
+def spread(draw: Draw, mesh: jax.sharding.Mesh) -> Draw:
+    """Jits a function of (params, keys, request) so that each device draws its share without talking to others."""
+    specs = (_SAME, _EACH, _REQUEST)
+    return jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=specs, out_specs=_EACH, check_vma=False))
+
+
+@jax.jit
+def _keys(root: Array, index: Array) -> PRNGKey:
+    return jax.vmap(partial(jax.random.fold_in, jax.random.wrap_key_data(root)))(index)

@@ -1,0 +1,68 @@
+"""The guided velocity of a request."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax.numpy as jnp
+
+from flowguide import guidance, solvers
+from flowguide.condition import bind
+from flowguide.networks import Network
+from flowguide.networks.perturbation import Perturbation
+from flowguide.paths import Path
+from flowguide.sampling.config import ADAPTIVE, SamplerConfig, nodes
+from flowguide.sampling.request import SampleRequest
+from flowguide.targets import with_gamma
+from flowguide.typing import Array, CondVelocity, PyTree, Schedule, Velocity
+
+
+def gamma_conditioned_velocity(velocity: CondVelocity, request: SampleRequest) -> tuple[Velocity, guidance.Guidance]:
+    """Returns the velocity of a γ-conditioned network, and the guidance that says it takes one pass."""
+    alone = guidance.Guidance((), guidance.composed([]), lambda t: jnp.int32(guidance.Terms.CONDITIONAL))
+    return bind(velocity, with_gamma(request.c, jnp.asarray(request.gamma))), alone
+
+
+def guided_velocity(
+    velocity: CondVelocity, path: Path, config: SamplerConfig, request: SampleRequest, weak: CondVelocity | None = None
+) -> tuple[Velocity | solvers.StatefulVelocity, guidance.Guidance]:
+    """Returns the guided velocity of a plain network, and its guidance.
+
+    Args:
+      velocity: of the network.
+      path: it was trained on.
+      config: with its defaults resolved.
+      request: what is asked.
+      weak: a weaker network, for guidance that moves away from one.
+
+    Raises:
+      ValueError, TypeError: for guidance that cannot combine what is asked.
+    """
+    gamma = guidance.SCHEDULES[config.schedule](request.gamma)
+    inputs = guidance.methods.GuidanceInputs(
+        velocity,
+        request.c,
+        gamma,
+        path,
+        request.negatives,
+        None if config.replace_null else guidance.constant(request.gamma_negative),
+        tuple((d, _times(gamma, request.weights[i])) for i, d in enumerate(request.composed)),
+        None if config.solver in ADAPTIVE else nodes(config),
+        weak,
+        config.interval,
+    )
+    guiding = guidance.methods.build(config.guidance, inputs, config.rescale, **dict(config.settings))
+    return guidance.guide(velocity, request.c, guiding, config.passes, config.reuse), guiding
+
+
+def weak_velocity(
+    network: Network, params: PyTree, weak: Network | None, weak_params: PyTree, perturbation: Perturbation
+) -> CondVelocity | None:
+    """Returns the velocity of the weaker network or, without one, of the network perturbed; None for neither."""
+    if weak is not None:
+        return partial(weak.velocity, weak_params)
+    return partial(network.perturbed(perturbation), params) if perturbation != Perturbation() else None
+
+
+def _times(schedule: Schedule, weight: Array | float) -> Schedule:
+    return lambda t: weight * schedule(t)

@@ -1,0 +1,136 @@
+"""Converts a condition in any form that a user may give to the condition of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from flowguide.condition import Condition
+from flowguide.errors import UserError, listed
+from flowguide.schema import prompts
+from flowguide.schema.fields import Field, Fields, blank, value
+
+# A prompt, a label, values by field, an array of the values of the one field; or a list of such, one a sample.
+Cond: TypeAlias = str | int | Mapping[str, Any] | np.ndarray | jax.Array | Sequence[Any] | Condition
+
+_FORMS = (
+    'a prompt "hat=red", a label, an array of labels, a dict {"hat": value or array}, a list of such, or a Condition'
+)
+
+
+def conditions(cond: Cond, fields: Fields, num: int) -> Condition:
+    """Returns the condition of ``num`` samples, as NumPy arrays (a ``Condition`` is returned with the arrays it has).
+
+    Args:
+      cond: the same for all samples: a prompt, a label, or a dict of values by field. One for each sample: a list of
+        these, arrays ``(num, ...)`` in the dict, an array of values of the only field, or a Condition. Fields that
+        are not named are ∅.
+      fields: of the data.
+      num: number of samples.
+
+    Raises:
+      UserError: for an unknown field or value, a wrong number of conditions, or an object that is no condition.
+    """
+    if isinstance(cond, Condition):
+        return _ready(cond, fields, num)
+    if isinstance(cond, str):
+        return prompts.condition([cond] * num, fields)
+    if not isinstance(cond, Sequence):
+        return _by_field(_named(cond, fields), fields, num)
+    if len(cond) != num:
+        raise UserError(f"got {len(cond)} conditions for {num} samples: give one for all, or one for each")
+    rows = [conditions(each, fields, 1) for each in cond]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+
+
+def negative_list(negative: Cond | None) -> tuple[Cond, ...]:
+    """Returns the negative conditions as a tuple, from one condition or a list of them."""
+    if negative is None:
+        return ()
+    if isinstance(negative, str | Condition) or not isinstance(negative, Sequence):
+        return (negative,)
+    return tuple(negative)
+
+
+def sample_count(cond: Cond, num: int | None, default: int, fields: Fields) -> int:
+    """Returns ``num``; if it is None, one sample for each condition, or ``default`` for a single prompt."""
+    if num is not None:
+        return num
+    if isinstance(cond, Condition):
+        return _batch(cond) or default
+    if isinstance(cond, Sequence):
+        return default if isinstance(cond, str) else len(cond)
+    lengths = [len(a) for name, a in _named(cond, fields).items() if name in fields and _one_each(a, fields[name])]
+    return max(lengths, default=default)
+
+
+def _named(cond: Any, fields: Fields) -> Mapping[str, Any]:
+    """Returns values by field; anything but a dict is the value of the only field."""
+    if isinstance(cond, Mapping):
+        return cond
+    if not isinstance(cond, int | float | np.generic | np.ndarray | jax.Array):
+        raise UserError(f"got {cond!r}, expected {_FORMS}")
+    if len(fields) != 1:
+        raise UserError(f"got {cond!r}, and {_there_are(fields)}: say which, as a prompt or a dict")
+    return dict.fromkeys(fields, cond)
+
+
+def _one_each(given: Any, field: Field) -> bool:
+    """Whether a value in a dict has one entry for each sample, rather than one for all."""
+    try:
+        return not isinstance(given, str) and np.ndim(given) == len(field.shape) + 1
+    except ValueError:  # lists of different lengths
+        return False
+
+
+def _by_field(given: Mapping[str, Any], fields: Fields, num: int) -> Condition:
+    for name in given:
+        prompts.check_name(name, fields)
+    values = {name: np.broadcast_to(blank(f), (num, *f.shape)) for name, f in fields.items()}
+    present = {name: np.full(num, name in given) for name in fields}
+    for name, asked in given.items():
+        values[name] = _column(name, asked, fields[name], num)
+    return Condition(values, present)
+
+
+def _column(name: str, asked: Any, field: Field, num: int) -> np.ndarray:
+    """Returns the values of a field ``(num, ...)``."""
+    if _one_each(asked, field):
+        rows = [value(name, each, field) for each in np.asarray(asked)]
+    else:
+        rows = [value(name, asked, field)] * num
+    if len(rows) != num:
+        raise UserError(f"got {len(rows)} values of {name!r} for {num} samples: give one for all, or one for each")
+    return np.stack(rows)
+
+
+def _ready(c: Condition, fields: Fields, num: int) -> Condition:
+    """Returns a Condition after checking its fields, shapes and values."""
+    if len(fields) == 1 and not isinstance(c.value, Mapping):
+        (name,) = fields
+        c = Condition({name: c.value}, {name: c.present})
+    if not isinstance(c.value, Mapping) or not isinstance(c.present, Mapping) or set(c.value) != set(c.present):
+        raise UserError(f"a Condition has a value and a presence by field, and {_there_are(fields)}; got {c}")
+    if set(c.value) != set(fields):
+        raise UserError(f"got a Condition of {listed(c.value) or 'no fields'}, and {_there_are(fields)}")
+    if fields and _batch(c) != num:
+        raise UserError(f"got {_batch(c)} conditions for {num} samples: give one for all, or one for each")
+    for name, field in fields.items():
+        expected, got = (num, *field.shape), np.shape(c.value[name])
+        if got != expected or np.shape(c.present[name]) != (num,):
+            raise UserError(f"the values of {name!r} must have shape {expected} and their presence {(num,)}; got {got}")
+        field.check(name, np.asarray(c.value[name])[np.asarray(c.present[name])])
+    return c
+
+
+def _batch(c: Condition) -> int:
+    """Returns the batch size; 0 without fields."""
+    leaves = jax.tree.leaves(c.present)
+    return len(leaves[0]) if leaves and np.ndim(leaves[0]) else 0
+
+
+def _there_are(fields: Fields) -> str:
+    return f"the data have the fields {listed(fields)}" if fields else "the data have no fields"

@@ -1,0 +1,64 @@
+"""What every kind of example provides, so that no other file needs to know which kinds there are."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from flowguide.typing import Array
+
+
+class Examples(Protocol):
+    """A kind of example with its settings, such as ``Images(shape)``. Implementations are NamedTuples.
+
+    Attributes:
+      kind: the word for this kind in ``info.json``.
+      shape: of one example, as stored and as the network sees it.
+      dtype: of a stored example.
+      as_pictures: whether outputs are pictures, uint8 ``(H, W, C)``, that can be saved as PNG files.
+    """
+
+    kind: str
+    dtype: Any
+    as_pictures: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Examples:
+        """Rebuilds the kind from ``to_json``'s settings; raises ValueError for settings that cannot be."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the settings as JSON, without ``kind``."""
+        ...
+
+    def to_model(self, x: Any) -> Array:
+        """Converts stored examples to the float32 that the network sees. Works inside ``jit``."""
+        ...
+
+    def to_output(self, x: Any) -> Any:
+        """Converts what the network draws to what a user gets; NumPy or JAX arrays."""
+        ...
+
+    def mirrored(self, x: Array) -> Array:
+        """Returns examples mirrored left to right; raises ValueError for kinds that have no left and right."""
+        ...
+
+
+def example_spec(examples: Examples, batch: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of a batch of stored examples."""
+    return jax.ShapeDtypeStruct((batch, *examples.shape), np.dtype(examples.dtype))
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless all sides are whole numbers of 1 or more, with a product below 2^31."""
+    whole = [isinstance(side, int) and not isinstance(side, bool) and 1 <= side < 2**31 for side in shape]
+    size = 1
+    for side in shape if all(whole) else ():
+        size *= side
+    if not all(whole) or size >= 2**31:
+        raise ValueError(f"shape is {shape!r:.60}, not whole numbers of 1 or more, of a product below 2^31")

@@ -1,0 +1,304 @@
+"""Training, from a config to a trained state, in chapters: build, open the folder, restore, loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flowguide import build, checkpoint, processes, sampling, storage
+from flowguide.config import Config, check_numbers, check_types, complete, config_text
+from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, numbers_of_batch
+from flowguide.errors import UserError
+from flowguide.model import Model
+from flowguide.networks import count_parameters
+from flowguide.schema import info_to_json
+from flowguide.shutdown import failing_at_once, interrupted_by_signals
+from flowguide.training.assembly import Assembly, assemble
+from flowguide.training.evaluators import EVALUATORS, Context, Evaluator
+from flowguide.training.guard import NonFiniteGuard
+from flowguide.training.logs import Log, bytes_on, device_memory
+from flowguide.training.parallel import abstract, lay_out, parallelize, replicas_agree
+from flowguide.training.profiling import ProfileWindow, check_window
+from flowguide.training.step import TrainState
+from flowguide.training.teacher import load_teacher
+from flowguide.typing import PyTree
+from flowguide.workdir import open_workdir
+
+
+class Job(NamedTuple):
+    """Everything that is built before anything is written or computed.
+
+    Attributes:
+      config: complete.
+      workdir: of the run.
+      assembly: the model and its step.
+      data: the training split.
+      stream: its batches, this process's share.
+      position_of: fingerprint of the stream, without which a position in it means nothing.
+      evaluators: what is measured and drawn on the way.
+      lesson: the teacher's parameters, laid out, or None.
+      files: texts by name that lie beside the checkpoints.
+    """
+
+    config: Config
+    workdir: Path
+    assembly: Assembly
+    data: Dataset
+    stream: Any
+    position_of: dict[str, Any]
+    evaluators: list[Evaluator]
+    lesson: PyTree
+    files: dict[str, str]
+
+
+def train(
+    config: Config,
+    workdir: str | Path,
+    stop_after: int | None = None,
+    *,
+    force: bool = False,
+    profile: tuple[int, int] | None = None,
+) -> TrainState:
+    """Trains, from the last checkpoint in ``workdir`` if there is one; returns the state at the end.
+
+    Args:
+      config: from ``config.default``, changed.
+      workdir: of the run; no other process may train there at the same time.
+      stop_after: a step after which to save and stop.
+      force: resume although settings have changed, where the state still fits.
+      profile: the first and the last step to be traced.
+
+    Raises:
+      UserError: if a setting cannot be, another process trains in ``workdir``, or the folder can no longer be written
+        to; the message says where the state is then.
+    """
+    workdir = storage.path(workdir)
+    job = _build(config, workdir, stop_after)
+    with contextlib.ExitStack() as held:
+        check_folder = open_workdir(workdir, job.config, job.files, force, held)
+        saves = checkpoint.manager(workdir, job.config.keep)
+        state = _restore(job, saves)
+        check_window(profile, int(state.step), job.config.steps)
+        state = _loop(job, saves, state, check_folder, stop_after, profile)
+        processes.wait("all is written")
+    return state
+
+
+def _build(config: Config, workdir: Path, stop_after: int | None) -> Job:
+    """Whatever can be wrong is found out here, before anything is written or computed."""
+    checkpoint.check_place(workdir)
+    check_types(config)
+    config = complete(config)
+    processes.check_same("config", [config.to_dict(), stop_after])
+    devices = jax.devices()
+    check_numbers(config, len(devices))
+    build.layout(config, devices)  # refused before data are read
+    data = build.dataset(config, config.data.split)
+    test = build.dataset(config, config.data.test_split, data.info.fields)
+    teacher = load_teacher(config, data.info)
+    assembly = assemble(config, data.info, devices, teacher)
+    lesson = None if teacher is None else lay_out(teacher.params, assembly.layout)
+    context = Context(config, assembly, test, workdir, lesson)
+    evaluators = [make(context) for make in EVALUATORS]
+    ranks = jax.process_count()
+    stream = batches(
+        data, config.batch_size // ranks, config.seed, process_index=jax.process_index(), process_count=ranks
+    )
+    position_of = fingerprint(data, config.batch_size, config.seed)
+    processes.check_same("data set", position_of)
+    info = json.dumps(info_to_json(data.info), indent=1) + "\n"
+    files = {"config.json": config_text(config), "info.json": info}
+    return Job(config, workdir, assembly, data, stream, position_of, evaluators, lesson, files)
+
+
+def _restore(job: Job, saves: ocp.CheckpointManager) -> TrainState:
+    """Returns the last state that was saved, or a fresh one, and moves the stream to its position."""
+    init, key, layout = job.assembly.init, job.assembly.init_key, job.assembly.layout
+    processes.check_same("list of checkpoints", sorted(saves.all_steps()))
+    if saves.latest_step() is None:
+        return init(key, shardings=layout.shardings)
+    like = abstract(jax.eval_shape(init, key), layout)
+    state, saved_at = checkpoint.restore(saves, like, job.stream, info_to_json(job.data.info))
+    check_fingerprint(saved_at, job.position_of)
+    return state
+
+
+def _loop(
+    job: Job,
+    saves: ocp.CheckpointManager,
+    state: TrainState,
+    check_folder: Callable[[], None],
+    stop_after: int | None,
+    profile: tuple[int, int] | None,
+) -> TrainState:
+    """Runs the steps; a step is dispatched before the metrics of the one before are read, so no device waits."""
+    config, first = job.config, int(state.step)
+    step = parallelize(job.assembly.layout, job.assembly.step_with(job.assembly.layout.shares))
+    examples = partial(numbers_of_batch, job.data, config.batch_size, config.seed)
+    guard = NonFiniteGuard(config.nonfinite_limit, job.workdir, lambda number: examples(number - 1))
+    window = ProfileWindow(profile if processes.is_main_process() else None, job.workdir / "profile")
+    share, rank = config.batch_size // jax.process_count(), jax.process_index()
+    index = np.arange(rank * share, (rank + 1) * share, dtype=np.int32)
+    log_to = Log(job.workdir, first, config.steps, config.batch_size, silent=not processes.is_main_process())
+    with interrupted_by_signals() as interrupted, checkpoint.closing(saves), log_to as log, failing_at_once():
+        _introduce(job, state, log)
+        report, last_kept = partial(_report, job, saves, guard, log), partial(_last_kept, saves)
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        due = False
+        with _rescuing(job, lambda: state):
+            for number in range(first + 1, config.steps + 1):
+                window.before(number)
+                batch, started = next(job.stream), time.perf_counter()
+                state, metrics = step(state, batch._replace(index=index), job.lesson)
+                if number == first + 1:  # the call that compiles; what it computes goes on in the background
+                    log.say(_compiled(state, time.perf_counter() - started))
+                if pending is not None:
+                    report(*pending)
+                pending = number, metrics
+
+                last, stop = number == config.steps, number == stop_after or interrupted(number)
+                due = due or last or stop or number % config.checkpoint_every == 0
+                if due:  # no checkpoint is kept of a step that was not seen to be finite
+                    report(*pending)
+                    pending = None
+                save = due and not guard.in_a_row  # while steps are skipped the last good checkpoint stays
+                due = due and not save
+                if due and (last or stop):
+                    log.say(f"step {number} was skipped, and no checkpoint is kept of it. {last_kept()}")
+                scores = _evaluate(job, state, number, last, log)
+                log.say(window.after(number, state, stop))
+                if save:
+                    _save(job, saves, state, check_folder, scores, wait=last or stop)
+                _evaluate_optional(job, state, number, last, log)
+                if stop:
+                    place = "there" if save else "the last checkpoint"
+                    log.say(f"stopped after step {number}: the same command resumes from {place}")
+                    break
+        _conclude(job, saves, state, first, log)
+    return state
+
+
+def _introduce(job: Job, state: TrainState, log: Log) -> None:
+    config, devices, ranks = job.config, jax.devices(), jax.process_count()
+    log.say(
+        f"{job.data.info.name}: {job.data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
+        f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "
+        f"{int(state.step)} to {config.steps}"
+    )
+    if (warmup := build.warmup(config)) < config.warmup:
+        log.say(f"a warm-up of {config.warmup} steps is as long as the run: it is shortened to {warmup}")
+    if ranks > 1:
+        log.say("if one process dies the others end within a minute: start all again, and the run resumes")
+
+
+def _compiled(state: TrainState, seconds: float) -> str:
+    held = bytes_on(jax.local_devices()[0], state) / 2**20
+    return f"compiled in {seconds:.1f} s; each device holds {held:,.1f} MiB of the state"
+
+
+def _last_kept(saves: ocp.CheckpointManager) -> str:
+    kept = saves.latest_step()
+    return "No checkpoint was kept" if kept is None else f"The last checkpoint is of step {kept}"
+
+
+def _report(
+    job: Job, saves: ocp.CheckpointManager, guard: NonFiniteGuard, log: Log, number: int, metrics: dict[str, jax.Array]
+) -> None:
+    """Reads the metrics of a step, which waits for it; shows and logs them."""
+    values = {name: float(value) for name, value in metrics.items()}
+    try:
+        skipped = guard.look(number, values, _last_kept(saves))
+    except UserError:
+        checkpoint.finish(saves)
+        raise
+    if skipped:
+        log.say(skipped)
+        values["skipped"] = guard.skipped
+    log.tick(values["loss"])
+    if number % job.config.log_every == 0 or number == job.config.steps:
+        values |= {"lr": np.asarray(job.assembly.rate(number - 1)).item(), "examples_per_s": log.rate(number)}
+        log.scalars(number, values | device_memory(jax.local_devices()[0]))
+
+
+def _evaluate(job: Job, state: TrainState, number: int, last: bool, log: Log) -> dict[str, float]:
+    """Runs the evaluators whose scores are kept with the checkpoint; returns all scores."""
+    scores: dict[str, float] = {}
+    for evaluator in job.evaluators:
+        if not evaluator.optional and evaluator.due(number, last):
+            scores |= evaluator.evaluate(state.ema, number).scores
+    if scores:
+        log.scalars(number, scores)
+    return scores
+
+
+def _evaluate_optional(job: Job, state: TrainState, number: int, last: bool, log: Log) -> None:
+    """Runs the evaluators that may fail: a picture is no reason to end a run."""
+    for evaluator in job.evaluators:
+        if not (evaluator.optional and evaluator.due(number, last)):
+            continue
+        try:
+            found = evaluator.evaluate(state.ema, number)
+            log.picture(number, evaluator.name, found.picture)
+            if found.scores:
+                log.scalars(number, found.scores)
+        except Exception as error:
+            if processes.is_distributed() and not isinstance(error, UserError):
+                raise  # the others may be waiting for this one
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            log.say(f"no {evaluator.name} at step {number}: {reason}")
+
+
+def _save(
+    job: Job,
+    saves: ocp.CheckpointManager,
+    state: TrainState,
+    check_folder: Callable[[], None],
+    scores: dict[str, float],
+    *,
+    wait: bool,
+) -> None:
+    check_folder()
+    if not replicas_agree(state):
+        checkpoint.finish(saves)
+        raise RuntimeError(f"the devices disagree about the state at step {int(state.step)}; nothing was saved")
+    info, ranked = info_to_json(job.data.info), checkpoint.BEST_BY in scores  # scores without that one rank nothing
+    checkpoint.save(saves, state, job.stream, job.position_of, scores if ranked else None, info=info, wait=wait)
+
+
+@contextlib.contextmanager
+def _rescuing(job: Job, state: Callable[[], TrainState]) -> Generator[None]:
+    """If the folder can no longer be written to (a full disk, a folder that is gone), saves the state elsewhere."""
+    try:
+        yield
+    except (checkpoint.SaveError, OSError) as error:
+        try:
+            place = checkpoint.rescue(state(), job.stream, job.position_of, job.files)
+            cure = f"saved to {place}: make room and move its checkpoints here, or resume with --workdir={place}"
+        except checkpoint.SaveError as second:
+            cure = f"lost, as it could not be saved elsewhere either ({second}): make room"
+        raise UserError(
+            f"{job.workdir} cannot be written to ({error}); the state of step {int(state().step)} was {cure}"
+        ) from error
+
+
+def _conclude(job: Job, saves: ocp.CheckpointManager, state: TrainState, first: int, log: Log) -> None:
+    """After the last step: looks whether ∅ was learned, and says what to do next."""
+    if job.config.task != "flow" or saves.latest_step() is None:
+        return
+    if first < int(state.step) == saves.latest_step() == job.config.steps:
+        model: Model = job.assembly.model._replace(params=state.ema, step=int(state.step))
+        if sampling.guided_by_null(model):
+            null = sampling.check_null(model, job.config.seed)  # all processes together
+            if processes.is_main_process():
+                sampling.keep_null(job.workdir, model.step, null)
+    shown = f"pictures are in {job.workdir / 'previews'}; " if (job.workdir / "previews").exists() else ""
+    log.say(f"{shown}draw {'more ' if shown else ''}with: python sample.py --workdir={job.workdir}")

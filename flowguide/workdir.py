@@ -1,0 +1,71 @@
+"""The folder of a run: one trainer opens it, and all its processes must find it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flowguide import checkpoint, processes, storage
+from flowguide.config import Config, check_same_run, read_config
+from flowguide.errors import UserError
+from flowguide.lock import only_trainer
+
+
+def open_workdir(
+    workdir: Path, config: Config, files: Mapping[str, str], force: bool, held: contextlib.ExitStack
+) -> Callable[[], None]:
+    """Opens the folder of a run: the main process creates it, or checks that the run in it is this one.
+
+    A run that never reached a checkpoint does not claim its folder: another starts there afresh.
+
+    Args:
+      workdir: of the run.
+      config: of the run to be trained.
+      files: texts by name that lie beside the checkpoints.
+      force: whether settings may have changed where the state still fits.
+      held: keeps the folder for this process until it is closed.
+
+    Returns:
+      A function that raises ``OSError`` if the folder is no longer the one that was opened.
+
+    Raises:
+      UserError: if another process trains there, it holds another run, or not all processes find it.
+    """
+
+    def check_folder() -> None:
+        """Checks nothing: only the main process holds the folder."""
+
+    mark = workdir / f".start-{processes.broadcast_from_main(time.time_ns() % 2**31)}"
+    if processes.is_main_process():
+        prepare_folder(workdir)
+        check_folder = held.enter_context(only_trainer(workdir))
+        if (workdir / "config.json").exists() and checkpoint.any_in(workdir):
+            check_same_run(read_config(workdir, trusted=config.network.name), config, force)
+        mark.touch()
+    processes.wait("workdir")
+    found = processes.all_true(mark.exists())
+    if processes.is_main_process():
+        mark.unlink()
+    if not found:
+        raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
+    if processes.is_main_process():
+        prepare_folder(checkpoint.folder(workdir))
+        for name, text in files.items():
+            storage.replace_text(workdir / name, text)
+    return check_folder
+
+
+def prepare_folder(folder: Path) -> None:
+    """Creates a folder and checks that it can be written to.
+
+    Raises:
+      UserError: if not.
+    """
+    try:
+        storage.make_folder(folder, parents=True)
+        storage.check_writable(folder)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write to {folder} ({reason}): choose another folder") from error

@@ -1,0 +1,59 @@
+"""Every experiment builds: its settings exist, its network fits its data, and what it gives has the right shape."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flowguide import build, config, model
+from flowguide.cli.config_flag import load_config
+from flowguide.condition import Condition
+from flowguide.errors import UserError
+from flowguide.schema import DataInfo, Images, Label, Tokens, Vector, Vectors
+from tests.support.runs import ROOT
+
+TEN = {"label": Label(tuple("0123456789"))}
+INFO = {
+    "avatars": DataInfo("avatars", Images((16, 16, 3)), {"hat": Label(("a", "b")), "beard": Label(("a", "b"))}),
+    "captions": DataInfo("avatars", Images((16, 16, 3)), {"caption": Tokens(5, ("", "a", "b"))}),
+    "digits": DataInfo("digits", Images((8, 8, 1)), TEN),
+    "digits_classifier": DataInfo("digits", Images((8, 8, 1)), TEN),
+    "points": DataInfo("mixture2d", Vectors((2,)), TEN),
+    "mnist": DataInfo("mnist", Images((28, 28, 1)), TEN),
+    "fashion_mnist": DataInfo("fashion_mnist", Images((28, 28, 1)), TEN),
+    "cifar10": DataInfo("cifar10", Images((32, 32, 3)), TEN),
+    "imagenet64": DataInfo("imagenet2012", Images((64, 64, 3)), TEN),
+}
+
+
+def test_every_config_is_in_the_table():
+    assert set(INFO) == {p.stem for p in (ROOT / "configs").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", sorted(INFO))
+def test_config_builds(name):
+    c, info = load_config(name), INFO[name]
+    config.check_numbers(c, 8)
+    build.recipe(c)
+    build.optimizer(c)
+    build.average(c)
+    network = model.from_config(c, info).network
+    assert set(c) == set(config.default())
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    value = {k: jnp.zeros((2, f.length) if isinstance(f, Tokens) else 2, int) for k, f in info.fields.items()}
+    given = Condition(value, {k: jnp.ones(2, bool) for k in value})
+    out = jax.eval_shape(network.velocity, params, jnp.zeros(2), jnp.zeros((2, *info.shape)), given)
+    assert out.shape == ((2, *info.shape) if c.task == "flow" else (2, 10))
+    assert out.dtype == jnp.float32
+
+
+def test_a_field_named_gamma_and_data_without_fields_are_refused():
+    c = config.default()
+    c.network = {"name": "mlp", "width": 8}
+    c.target = {"name": "guidance_free"}
+    with pytest.raises(UserError, match="adds a field 'gamma'; points has one"):
+        model.from_config(c, DataInfo("points", Vectors((2,)), {"gamma": Vector(1)}))
+    with pytest.raises(UserError, match="guided towards conditions; points has none"):
+        model.from_config(c, DataInfo("points", Vectors((2,)), {}))
+    c.update({"task": "classifier", "target": {"name": "plain"}})
+    with pytest.raises(UserError, match=r"classifier 'mlp' for points .*one label apart; got fields \['a', 'b'\]"):
+        model.from_config(c, DataInfo("points", Vectors((2,)), {"a": Vector(1), "b": Vector(1)}))
