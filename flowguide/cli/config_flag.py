@@ -93,17 +93,20 @@ def _loaded(name: str) -> Config:
 
 
 def _find(name: str) -> Path:
-    if (file := Path(name)).suffix == ".py" or file.is_file():
-        if not file.is_file():
-            raise UserError(f"the config file cannot be loaded: there is no file {name}")
-        if file.suffix != ".py":
-            raise UserError(f"the config file cannot be loaded: {name} is not a Python file, NAME.py")
-        return file
-    for place in _PLACES:
+    for place in _PLACES:  # first, so that a folder called avatars does not hide the config
         if (file := place / f"{name}.py").is_file():
             return file
-    known = sorted({file.stem for place in _PLACES for file in place.glob("*.py") if file.stem != "__init__"})
-    raise UserError(f"unknown config {name!r:.100}{hint(name, known)}: there are {', '.join(known)}, or give a file")
+    file = Path(name)
+    if file.suffix != ".py" and not file.exists():
+        known = sorted({found.stem for place in _PLACES for found in place.glob("*.py") if found.stem != "__init__"})
+        raise UserError(
+            f"unknown config {name!r:.100}{hint(name, known)}: there are {', '.join(known)}, or give a file"
+        )
+    if not file.is_file():
+        raise UserError(f"the config file cannot be loaded: there is no file {name}")
+    if file.suffix != ".py":
+        raise UserError(f"the config file cannot be loaded: {name} is not a Python file, NAME.py")
+    return file
 
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
