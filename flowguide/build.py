@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import optax
 
 from flowguide import losses, paths, targets
-from flowguide.config import Config, choose
-from flowguide.config.choices import named, option, options_of
+from flowguide.config import Config, choose, resolve
 from flowguide.errors import UserError, hint
 from flowguide.schema import DataInfo, Fields, Vector
 from flowguide.training import ema
@@ -82,9 +81,8 @@ def task(config: Config) -> Callable[..., Array]:
 
 def path(config: Config) -> paths.Path:
     """Returns the probability path; the same object for the same settings, so that paths can be compared."""
-    choose("path", config)  # checks the settings
-    name, settings = named("path", config.path)
-    return _path(option("path", options_of("path", config), name), tuple(sorted(settings.items())))
+    chosen = resolve("path", config)
+    return _path(chosen.make, tuple(sorted(chosen.settings.items())))
 
 
 @cache

@@ -24,3 +24,8 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     """Joins names with commas; shows only the first ``most``."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def one_line(error: BaseException | str, most: int = 300) -> str:
+    """Returns a message, or that of an exception, as one line of at most ``most`` characters."""
+    return " ".join(str(error).split())[:most]

@@ -58,3 +58,10 @@ def words(kind: Any) -> str:
     if inner and inner[0] in _PLURAL:
         return (f"{len(inner)} " if get_origin(kind) is tuple else "") + _PLURAL[inner[0]]
     return _SINGULAR.get(kind) or f"what fits {str(kind).replace('collections.abc.', '')}"
+
+
+def tuples(value: Any) -> Any:
+    """Returns a tree from JSON with tuples where JSON has lists."""
+    if isinstance(value, dict):
+        return {name: tuples(v) for name, v in value.items()}
+    return tuple(tuples(v) for v in value) if isinstance(value, list | tuple) else value

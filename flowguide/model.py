@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from flowguide import build, paths
-from flowguide.config import Config
-from flowguide.config.choices import OPTIONS, check_settings, named, option, options_key, settings_of
+from flowguide.config import Config, resolve
 from flowguide.errors import UserError
 from flowguide.networks import Network, as_network
 from flowguide.schema import DataInfo
@@ -83,11 +82,8 @@ def from_config(config: Config, info: DataInfo) -> Model:
 
 
 def _network(config: Config, info: DataInfo) -> Network:
-    key, (name, settings) = options_key("network", config), named("network", config.network)
-    make, fields = option(key, OPTIONS[key], name), build.network_fields(config, info)
-    what = f"{key} {name!r}"
-    check_settings(what, settings, settings_of(make, OPTIONS[key]))
+    chosen, fields = resolve("network", config), build.network_fields(config, info)
     try:
-        return as_network(lambda rngs: make(info.shape, fields, **settings, rngs=rngs))
+        return as_network(lambda rngs: chosen.make(info.shape, fields, **chosen.settings, rngs=rngs))
     except (ValueError, TypeError, ArithmeticError, AssertionError) as error:
-        raise UserError(f"{what} for {info.name} {info.shape}: {error}") from error
+        raise UserError(f"{chosen.title} for {info.name} {info.shape}: {error}") from error

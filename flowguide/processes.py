@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flowguide.errors import UserError
+from flowguide.errors import UserError, one_line
 from flowguide.hashes import json_hash
 from flowguide.typing import PyTree
 
@@ -64,7 +64,7 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=JOIN, **limits)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"process {index} of {count} cannot join the others at {coordinator} ({_one_line(error)}): start all "
+            f"process {index} of {count} cannot join the others at {coordinator} ({one_line(error)}): start all "
             f"within {JOIN} s, with the same address of process 0 and a free port"
         ) from error
 
@@ -77,7 +77,7 @@ def _detect(limits: dict[str, Any]) -> None:
         if launchers:
             raise UserError(
                 f"{launchers[0]} has started this process as one of several, but it cannot join them "
-                f"({_one_line(error)}): give each --coordinator=HOST:PORT --num_processes=N --process_id=K, or "
+                f"({one_line(error)}): give each --coordinator=HOST:PORT --num_processes=N --process_id=K, or "
                 "--coordinator=none to run alone"
             ) from error
 
@@ -149,7 +149,3 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
 def gather(a: jax.Array) -> np.ndarray:
     """Returns the whole array, in every process."""
     return np.asarray(a if a.is_fully_addressable else multihost_utils.process_allgather(a, tiled=True))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

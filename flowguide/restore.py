@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from flowguide import processes, storage
-from flowguide.errors import UserError
+from flowguide.errors import UserError, one_line
 from flowguide.hashes import json_hash, leaf_hashes
 from flowguide.training.step import TrainState
 from flowguide.typing import PyTree
@@ -200,7 +200,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
         result = action()
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds for files that are cut short
         kind = "" if isinstance(error, _Damaged) else f"{type(error).__name__}: "
-        reason = kind + " ".join(str(error).split())[:200]
+        reason = kind + one_line(error, 200)
     return result, reason if processes.all_true(not reason) else reason or "another process cannot read it"
 
 

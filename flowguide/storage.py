@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from flowguide.errors import UserError
+from flowguide.errors import UserError, one_line
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # scheme -> fsspec's file system for it
 
@@ -222,7 +222,7 @@ def as_os_errors(path: Path) -> Generator[None]:
         if not is_remote(path):
             raise
         number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        text = f"{type(error).__name__}: {one_line(error)}"
         raise OSError(number, text, os.fspath(path)) from error  # with ENOENT, Python makes it a FileNotFoundError
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from absl import flags, logging
 
-from flowguide.cli.config_flag import CONFIG, config_and_rest
 from flowguide.errors import UserError, hint
 from flowguide.shutdown import end, leave
 
@@ -91,6 +90,8 @@ def parse(command: Command, program: str, arguments: Sequence[str]) -> tuple[fla
     command.define(values)
     rest = list(arguments)
     if command.takes_config:
+        from flowguide.cli.config_flag import config_and_rest  # networks and optimisers, which other commands need not
+
         rest = config_and_rest(values, rest)
     flags.FLAGS([program])  # libraries may read flags of their own
     try:
@@ -108,6 +109,8 @@ def help_text(command: Command, program: str) -> str:
     command.define(values)
     lines = [f"{program} --flag=value ...", "", command.description.strip(), "", "flags:"]
     if command.takes_config:
+        from flowguide.cli.config_flag import CONFIG
+
         lines += _flag_help("config", "", CONFIG) + _flag_help("config.SETTING", "", "changes a setting; see below")
     for name in values:
         flag = values[name]

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from flowguide import processes, storage
+from flowguide import processes
 from flowguide.errors import UserError
 
 
@@ -34,15 +34,6 @@ def define_process_flags(values: flags.FlagValues) -> None:
 def join_processes(values: flags.FlagValues) -> None:
     """Makes this process one of several, if it is."""
     processes.start(values.coordinator, values.num_processes, values.process_id)
-
-
-def folder(text: str) -> Path:
-    """Returns a folder or file that a flag names, or an address of one: ``gs://bucket/run``.
-
-    Raises:
-      UserError: for an address that cannot be reached.
-    """
-    return storage.path(text)
 
 
 def keep_compiled(place: Path | None, small_ones: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from flowguide import sampling, storage
-from flowguide.cli.common import folder, numbers
+from flowguide.cli.common import numbers
 from flowguide.cli.sample_flags import FITTED
 from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
@@ -77,15 +77,15 @@ def parse(values: flags.FlagValues) -> SampleCommand:
     """
     if values.workdir is None:
         raise UserError("expected --workdir=DIR, a folder that train has written; --help lists all flags")
-    workdir = folder(values.workdir)
+    workdir = storage.path(values.workdir)
     composed = _composition(values.compose)
     weak = None
     if values.weak is not None or values.weak_step is not None:
-        weak = (folder(values.weak or values.workdir), values.weak_step)
+        weak = (storage.path(values.weak or values.workdir), values.weak_step)
     command = SampleCommand(
         workdir=workdir,
         step=values.step,
-        out=folder(values.out) if values.out else workdir / "samples",
+        out=storage.path(values.out) if values.out else workdir / "samples",
         conds=[composed[0][0]] if composed else values.cond,
         negatives=values.negative,
         composed=composed[1:],
@@ -101,7 +101,7 @@ def parse(values: flags.FlagValues) -> SampleCommand:
         seed=values.seed,
         save=values.save,
         diagnose=values.diagnose,
-        export=None if values.export is None else folder(values.export),
+        export=None if values.export is None else storage.path(values.export),
         trust_code=values.trust_code,
     )
     _check(command, values)

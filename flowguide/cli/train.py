@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from absl import flags
 
+from flowguide import storage
 from flowguide.cli.command import Command
-from flowguide.cli.common import define_process_flags, folder, join_processes, keep_compiled
+from flowguide.cli.common import define_process_flags, join_processes, keep_compiled
 from flowguide.config import FORCEABLE, settings_help
 from flowguide.errors import UserError
 from flowguide.training.loop import train
@@ -50,7 +51,7 @@ def main(values: flags.FlagValues) -> None:
     """Trains."""
     if values.workdir is None:
         raise UserError("expected --config=NAME and --workdir=DIR; --help lists all flags")
-    workdir = folder(values.workdir)
+    workdir = storage.path(values.workdir)
     join_processes(values)
     profile = None
     if values.profile_steps is not None:
@@ -59,7 +60,7 @@ def main(values: flags.FlagValues) -> None:
         except ValueError:
             raise UserError(f"--profile_steps takes two steps, as 100,110; got {values.profile_steps}") from None
         profile = start, stop
-    keep_compiled(folder(values.cache_dir) if values.cache_dir else workdir / "compiled")
+    keep_compiled(storage.path(values.cache_dir) if values.cache_dir else workdir / "compiled")
     train(values.config, workdir, values.stop_after, force=values.force, profile=profile)
 
 

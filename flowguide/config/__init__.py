@@ -1,7 +1,7 @@
 """The config of a run: settings and defaults, named choices, checks, and its file. ``build.py`` makes objects of it."""
 
 from flowguide.config.checks import check_numbers, check_types
-from flowguide.config.choices import OPTIONS, choose, complete
+from flowguide.config.choices import OPTIONS, choose, complete, resolve
 from flowguide.config.defaults import CHOICES, SETTINGS, Config, default
 from flowguide.config.files import FORCEABLE, check_same_run, config_text, read_config
 from flowguide.config.help import settings_help
@@ -20,5 +20,6 @@ __all__ = [
     "config_text",
     "default",
     "read_config",
+    "resolve",
     "settings_help",
 ]

@@ -54,45 +54,61 @@ def complete(config: Config) -> Config:
       UserError: for unknown names and settings, and settings of a wrong type.
     """
     for choice in CHOICES:
-        name, settings = named(choice, config[choice])
-        key = options_key(choice, config)
-        takes = settings_of(option(key, OPTIONS[key], name), OPTIONS[key])
-        check_settings(f"{key} {name!r}", settings, takes)
+        chosen = resolve(choice, config)
+        takes = settings_of(chosen.make, OPTIONS[options_key(choice, config)])
         defaults = {name: p.default for name, p in takes.items() if p.default is not inspect.Parameter.empty}
         with config.unlocked():
-            config[choice] = ConfigDict({"name": name, **defaults, **settings})
+            config[choice] = ConfigDict({"name": config[choice]["name"], **defaults, **chosen.settings})
     return config
 
 
-def choose(choice: str, config: Config, **given: Any) -> Any:
-    """Builds what a named choice of a config stands for.
+class Chosen(NamedTuple):
+    """What a named choice of a config stands for.
+
+    Attributes:
+      title: how messages call it, "network 'mlp'".
+      make: the function or class of this name.
+      settings: its settings, checked.
+    """
+
+    title: str
+    make: Callable[..., Any]
+    settings: dict[str, Any]
+
+
+def resolve(choice: str, config: Config) -> Chosen:
+    """Returns what a named choice of a config stands for.
 
     Args:
-      choice: one of ``OPTIONS``.
+      choice: one of ``CHOICES``.
       config: the whole config.
-      given: the arguments that are no settings.
 
     Raises:
-      UserError: for an unknown name or setting, or settings that cannot be.
+      UserError: for an unknown name or setting, or a setting of a wrong type.
     """
-    name, settings = named(choice, config["network" if choice == "classifier" else choice])
-    options = options_of(choice, config)
-    make, what = option(choice, options, name), f"{choice} {name!r}"
-    check_settings(what, settings, settings_of(make, options))
+    name, settings = named(choice, config[choice])
+    key = options_key(choice, config)
+    make, title = option(key, OPTIONS[key], name), f"{key} {name!r}"
+    check_settings(title, settings, settings_of(make, OPTIONS[key]))
+    return Chosen(title, make, settings)
+
+
+def choose(choice: str, config: Config, **given: Any) -> Any:
+    """Builds what a named choice of a config stands for; ``given`` are the arguments that are no settings.
+
+    Raises:
+      UserError: as ``resolve``, and for settings that cannot be.
+    """
+    chosen = resolve(choice, config)
     try:
-        return make(**given, **settings)
+        return chosen.make(**given, **chosen.settings)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(f"{what}: {error}") from error
+        raise UserError(f"{chosen.title}: {error}") from error
 
 
 def options_key(choice: str, config: Config) -> str:
     """Returns the key of a choice in ``OPTIONS``: a classifier has other networks."""
     return "classifier" if choice == "network" and config.task == "classifier" else choice
-
-
-def options_of(choice: str, config: Config) -> Options:
-    """Returns what a choice is among."""
-    return OPTIONS[options_key(choice, config)]
 
 
 def option(choice: str, options: Options, name: str) -> Callable[..., Any]:

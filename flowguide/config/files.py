@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowguide import storage
+from flowguide import kinds, storage
 from flowguide.config.checks import check_types
 from flowguide.config.choices import complete, is_foreign
 from flowguide.config.defaults import CHOICES, Config, default
@@ -48,7 +48,7 @@ def read_config(workdir: Path, trusted: str | None = "") -> Config:
             # A named choice has its own settings; other groups keep the defaults of settings that were not there yet.
             if isinstance(value, dict) and isinstance(config.get(name), dict) and name not in CHOICES:
                 value = {**config[name], **value}
-            config[name] = _tuples(value)
+            config[name] = kinds.tuples(value)
         config = ConfigDict(config)
         check_types(config)
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def check_same_run(stored: Config, config: Config, force: bool = False) -> None:
     ``force`` allows what changes neither the network nor the order of the data, so that the stored state still fits.
     """
     free = FREE + FORCEABLE if force else FREE
-    then, now = _flat(_tuples(stored.to_dict())), _flat(_tuples(config.to_dict()))
+    then, now = _flat(kinds.tuples(stored.to_dict())), _flat(kinds.tuples(config.to_dict()))
     changed = [
         f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
         for name in sorted({**then, **now})
@@ -95,13 +95,6 @@ def _migrated(stored: dict[str, Any]) -> dict[str, Any]:
     if isinstance(stored.get("path"), str):
         stored["path"] = {"name": stored["path"]}
     return stored
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where a config has tuples."""
-    if isinstance(value, dict):
-        return {name: _tuples(v) for name, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from flowguide import build, checkpoint, processes, sampling, storage
 from flowguide.config import Config, check_numbers, check_types, complete, config_text
 from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, numbers_of_batch
-from flowguide.errors import UserError
+from flowguide.errors import UserError, one_line
 from flowguide.model import Model
 from flowguide.networks import count_parameters
 from flowguide.schema import info_to_json
@@ -253,7 +253,7 @@ def _evaluate_optional(job: Job, state: TrainState, number: int, last: bool, log
         except Exception as error:
             if processes.is_distributed() and not isinstance(error, UserError):
                 raise  # the others may be waiting for this one
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             log.say(f"no {evaluator.name} at step {number}: {reason}")
 
 

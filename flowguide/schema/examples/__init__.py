@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowguide.kinds import tuples
 from flowguide.schema.examples.example import Examples, example_spec
 from flowguide.schema.examples.images import Images, to_floats, to_pixels
 from flowguide.schema.examples.vectors import Vectors
@@ -27,7 +28,7 @@ def examples_from_json(content: dict[str, Any]) -> Examples:
     """
     if content["kind"] not in EXAMPLES:
         raise ValueError(f"kind is {content['kind']!r:.60}, not {' or '.join(EXAMPLES)}")
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items() if name != "kind"}
+    settings = {name: tuples(v) for name, v in content.items() if name != "kind"}
     return EXAMPLES[content["kind"]].from_json(settings)
 
 

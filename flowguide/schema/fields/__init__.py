@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowguide.errors import DataError
+from flowguide.kinds import tuples
 from flowguide.schema.fields.field import Column, Field, Fields, blank, spec, value
 from flowguide.schema.fields.label import Label
 from flowguide.schema.fields.tokens import Tokens, encode, vocabulary
@@ -46,7 +47,7 @@ def field_from_json(content: dict[str, Any]) -> Field:
     Raises:
       KeyError, TypeError, ValueError: for an unknown type or settings that cannot be.
     """
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items() if name != "type"}
+    settings = {name: tuples(v) for name, v in content.items() if name != "type"}
     return FIELDS[content["type"]].from_json(settings)
 
 
