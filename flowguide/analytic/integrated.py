@@ -67,24 +67,11 @@ def integrated_moments(
 
     if not 0 <= eta < np.inf or not 0 <= start < 1:
         raise ValueError(f"expected eta >= 0 and 0 <= start < 1; got eta = {eta} and start = {start}")
-    m_u, m_c = (np.atleast_1d(np.asarray(a, float)) for a in (mean_null, mean))
-    s_u, s_c = (np.atleast_2d(np.asarray(a, float)) for a in (covariance_null, covariance))
+    m_u, s_u, m_c, s_c = _as_moments(mean_null, covariance_null, mean, covariance)
     d, eye = len(m_u), np.eye(len(m_u))
-    if any(a.shape != (d,) for a in (m_u, m_c)) or any(a.shape != (d, d) for a in (s_u, s_c)):
-        got = ", ".join(str(a.shape) for a in (m_u, s_u, m_c, s_c))
-        raise ValueError(f"expected means (d,) and covariances (d, d) with the same d; got shapes {got}")
     scale = gamma if callable(gamma) else lambda t: gamma
 
-    @jax.jit
-    def angle(t: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns sin θ, cos θ, dθ/dt and √(α² + σ²)."""
-        a, b = path.alpha(t), path.sigma(t)
-        radius = jnp.hypot(a, b)
-        return a / radius, b / radius, paths.wronskian(path, t) / radius**2, radius
-
-    def at(t: float) -> list[float]:
-        with jax.enable_x64(True):
-            return [float(value) for value in angle(jnp.asarray(t))]
+    at = _angles(path)
 
     def slope(s: float, state: np.ndarray) -> np.ndarray:
         """d/ds with t = 1 − s²: near data the angle of the vp path changes like the square root of 1 − t."""
@@ -112,3 +99,37 @@ def integrated_moments(
     for a, b in pairwise(np.sqrt(1 - np.asarray(ends))):
         state = solve_ivp(slope, (a, b), state, method="DOP853", rtol=tolerance, atol=tolerance).y[:, -1]
     return state[:d], state[d:].reshape(d, d)
+
+
+def _as_moments(*moments: ArrayLike) -> tuple[np.ndarray, ...]:
+    """Returns means ``(d,)`` and covariances ``(d, d)``, given in turn, as float64.
+
+    Raises:
+      ValueError: if their shapes do not fit.
+    """
+    found = [
+        np.atleast_2d(np.asarray(a, float)) if i % 2 else np.atleast_1d(np.asarray(a, float))
+        for i, a in enumerate(moments)
+    ]
+    d = len(found[0])
+    if any(a.shape != ((d, d) if i % 2 else (d,)) for i, a in enumerate(found)):
+        got = ", ".join(str(a.shape) for a in found)
+        raise ValueError(f"expected means (d,) and covariances (d, d) with the same d; got shapes {got}")
+    return tuple(found)
+
+
+def _angles(path: Path) -> Callable[[float], list[float]]:
+    """Returns a function of t that gives sin θ, cos θ, dθ/dt and √(α² + σ²), in float64."""
+
+    @jax.jit
+    def angle(t: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns sin θ, cos θ, dθ/dt and √(α² + σ²)."""
+        a, b = path.alpha(t), path.sigma(t)
+        radius = jnp.hypot(a, b)
+        return a / radius, b / radius, paths.wronskian(path, t) / radius**2, radius
+
+    def at(t: float) -> list[float]:
+        with jax.enable_x64(True):
+            return [float(value) for value in angle(jnp.asarray(t))]
+
+    return at

@@ -252,7 +252,19 @@ def guide(
         branches = (conditional, branch(everything), branch(without))
         return lambda t, x: jax.lax.switch(needed(guidance, t), branches, t, x)
 
-    stateful = rules.remember(guidance.rule)
+    return _remembering(guidance, reuse, conditional, everything, without, only_inside)
+
+
+def _remembering(
+    guidance: Guidance,
+    reuse: int,
+    conditional: Velocity,
+    everything: _Evaluate,
+    without: _Evaluate,
+    only_inside: Callable[[Array, Array, Array], Array],
+) -> StatefulVelocity:
+    """Returns the guided velocity of a rule with memory, or one that reuses references, from the parts of ``guide``."""
+    references, stateful = guidance.references, rules.remember(guidance.rule)
 
     def init(x: Array) -> PyTree:
         return stateful.init(x), jnp.int32(0), tuple(jnp.zeros_like(x) for _ in references if reuse > 1)
