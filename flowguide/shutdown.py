@@ -79,8 +79,8 @@ def end(error: Exception) -> None:
         traceback.print_exc()
         print(
             f"{program}: error: process {jax.process_index()} of {jax.process_count()} ends, and with it the others; "
-            "if the error above is about a lost connection, another one ended first. Start all of them again: a run "
-            "resumes from its last checkpoint",
+            "if the error above is about a connection or a collective, another one ended first. Start all of them "
+            "again: a run resumes from its last checkpoint",
             file=sys.stderr,
         )
     else:

@@ -102,7 +102,8 @@ def test_two_processes_are_one_run_through_faults(config, data_dir, tmp_path):
     assert time.monotonic() - started < BOUND
     assert codes[1] == -9
     assert codes[0] not in (0, -9)
-    assert "another task died" in outputs[0] or "another one did" in outputs[0]
+    # Which of the two is a race: JAX's heartbeat ends the process, or a collective fails first.
+    assert "another task died" in outputs[0] or "another one ended first" in outputs[0], outputs[0]
     assert "8 x cpu in 2 processes; from step 0" in outputs[0]
     assert "x cpu" not in outputs[1]  # one of them tells
 

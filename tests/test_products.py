@@ -122,3 +122,29 @@ def test_a_proposal_adds_its_part_up_to_until(until):
                 mean = t_next * (x + (1 - t) * u) + (1 - t_next) * fade * (x - t * u)
                 expected -= (w - v) * (x - mean) ** 2 / (2 * variance)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_start_has_variance_one_over_the_sum_of_weights():
+    (_, of_one), (_, of_three) = (weights_of_still_particles(paths.linear(), w, 2) for w in [(-2.0, 3.0), (2.0, 1.0)])
+    np.testing.assert_allclose(of_three * math.sqrt(3), of_one, rtol=1e-6)
+    assert of_one.std() > 0.3
+
+
+@pytest.mark.parametrize("clip", [0.05, 0.3])
+def test_a_clipped_increment_stays_near_the_mean(clip):
+    """Of two steps, each of which adds half: the rate is 0 at both ends, and particles that do not move keep theirs."""
+    with jax.enable_x64(True):
+        gained, _ = weights_of_still_particles(paths.linear(), (-2.0, 3.0), 2)
+        got, _ = weights_of_still_particles(paths.linear(), (-2.0, 3.0), 2, clip=clip)
+    distance = (gained - gained.mean()) / 2
+    assert clip < np.abs(distance).max()
+    np.testing.assert_allclose(got, gained.mean() + 2 * np.clip(distance, -clip, clip), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("proposal", "eta"), [(None, 2.0), ((0.3, 0.7), 1.0)])
+def test_the_default_noise_is_twice_the_memoryless_or_memoryless_for_a_proposal(proposal, eta):
+    p, *_ = product((-2.0, 3.0), 1)
+    draw = partial(tilted.feynman_kac, p, paths.linear(), KEY[None], times.grid(4), (1,), particles=8)
+    default, same, other = (draw(proposal=proposal, eta=e).x for e in (None, eta, eta + 1))
+    np.testing.assert_array_equal(default, same)
+    assert np.abs(default - other).max() > 0.01

@@ -26,7 +26,7 @@ class Network(NamedTuple):
     """A velocity network as pure functions.
 
     Attributes:
-      init: key -> params, nested dicts with string keys and float32 leaves; jitted.
+      init: key -> params, nested dicts with string keys and float32 leaves.
       velocity: (params, t (B,), x (B, *D), c of batch B) -> u(t, x, c), float32 (B, *D).
       perturbed: perturbation -> the velocity of the weakened network, with the same arguments and params; ``velocity``
         itself if the perturbation changes nothing. Raises TypeError for a network without blocks, and ValueError for a
@@ -39,7 +39,7 @@ class Network(NamedTuple):
 
 
 def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-    """Returns the module that ``make`` builds as pure functions; computes nothing until ``init`` is called.
+    """Returns the module that ``make`` builds as pure functions; allocates nothing until ``init`` is called.
 
     Args:
       make: rngs -> a module whose call is (t, x, c) -> u. All its state must be ``nnx.Param``. To support
@@ -51,9 +51,14 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
       TypeError: if the module has other state (running statistics, a stream of random numbers): its velocity would not
         be a function of its arguments.
     """
-    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    @jax.jit
+    def split(key: PRNGKey) -> tuple[Any, nnx.State]:
+        return nnx.split(make(nnx.Rngs(key)))
+
+    # Traced here, once: calls of ``init``, also those for shapes alone, reuse the trace.
+    graphdef, state = jax.eval_shape(split, jax.random.key(0))
+    module = nnx.merge(graphdef, state)
     attends: tuple[bool, ...] | None = getattr(module, "attends", None)
-    graphdef, state = nnx.split(module)
     variables = nnx.to_flat_state(state)
     other = ["/".join(map(str, path)) for path, variable in variables if not isinstance(variable, nnx.Param)]
     if other:
@@ -62,10 +67,9 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     # Paths through lists of modules contain integers. Checkpoints need strings, so Params has only those.
     paths = [path for path, _ in variables]
 
-    @jax.jit
     def init(key: PRNGKey) -> Params:
         params: Params = {}
-        for path, variable in nnx.to_flat_state(nnx.state(make(nnx.Rngs(key)))):
+        for path, variable in nnx.to_flat_state(split(key)[1]):
             *parents, leaf = map(str, path)
             node = params
             for parent in parents:

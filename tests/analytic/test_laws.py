@@ -21,8 +21,8 @@ def condition(label, n):
 
 @pytest.mark.parametrize("label", [0, 1, None])
 @pytest.mark.parametrize("name", NAMES)
-def test_velocity_agrees_with_the_score_of_its_density(name, label):
-    """u from posterior means against u = (α̇/α)x + κ∇log p with the density differentiated automatically."""
+def test_velocity_and_score_agree_with_the_density(name, label):
+    """The score and u = (α̇/α)x + κ∇log p, with the density differentiated automatically."""
     with jax.enable_x64(True):
         p, c = paths.PATHS[name](), condition(label, 5)
         law = jax.tree.map(lambda a: a.astype(float) if a.dtype == jnp.float32 else a, LAW)
@@ -31,6 +31,7 @@ def test_velocity_agrees_with_the_score_of_its_density(name, label):
             score = jax.grad(lambda x, t=t: analytic.log_density(law, p, t, x, c).sum())(x)
             expected = paths.score_to_velocity(p, jnp.asarray(t), x, score)
             np.testing.assert_allclose(analytic.velocity(law, p)(jnp.full(5, t), x, c), expected, rtol=1e-6, atol=1e-8)
+            np.testing.assert_allclose(analytic.score(law, p)(jnp.full(5, t), x, c), score, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("label", [0, 1, None])

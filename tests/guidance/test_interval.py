@@ -74,9 +74,11 @@ TABLE = {
     "cfg, negative": ({}, {"negatives": (D,)}, (2, 3, 3)),
     "cfg, negative of no weight": ({}, {"negatives": (D,), "n": 0.0}, (2, 1, 3)),
     "cfg, composed": ({}, {"composed": ((E, 0.5),)}, (2, 3, 3)),
+    "cfg, composed with no weight": ({}, {"composed": ((E, 0.0),)}, (2, 1, 3)),
     "cfg, composed with a negative": ({}, {"composed": ((E, 0.5),), "negatives": (D,)}, (3, 4, 4)),
     "cfg, rescaled": ({"rescale": 0.7}, {}, (2, 1, 2)),
     "zero_star": ({}, {}, (2, 1, 2)),
+    "zero_star, waiting": (settings(zero_init=1.0), {}, (2, 2, 2)),  # for its velocity is 0, even at γ = 1
     "apg": ({}, {}, (2, 1, 2)),
     "apg, momentum": (settings(momentum=-0.5), {}, (2, 1, 2)),
     "tcfg": ({}, {}, (2, 1, 2)),
@@ -142,6 +144,18 @@ def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
         mixed = u.apply(start, times_of_each, X)[0]
         np.testing.assert_allclose(mixed[1], inside[1], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(mixed[::2], conditional(times_of_each, X)[::2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 3.0])
+def test_a_batch_of_times_needs_what_any_of_them_needs(gamma):
+    """At γ = 0 only the reference inside the interval, and only the conditional velocity outside."""
+    times_of_each = jnp.array([0.1, 0.5, 0.9])
+    u, rules = guided(of("cfg")[0], gamma, [])
+    assert guidance.evaluations_at(rules, times_of_each) == (1 if gamma == 1 else 2)
+    found, conditional = plain_velocity(u)(times_of_each, X), bind(field, C)(times_of_each, X)
+    expected = gamma * conditional + (1 - gamma) * bind(field, null(C))(times_of_each, X)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[::2], conditional[::2], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [10, 20, 25])
