@@ -51,6 +51,7 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
       TypeError: if the module has other state (running statistics, a stream of random numbers): its velocity would not
         be a function of its arguments.
     """
+
     @jax.jit
     def split(key: PRNGKey) -> tuple[Any, nnx.State]:
         return nnx.split(make(nnx.Rngs(key)))
