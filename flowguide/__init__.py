@@ -1,13 +1,14 @@
 """flowguide: conditional flow matching and guided sampling in JAX.
 
-The rooms are imported when they are first used: ``flowguide.solvers.heun`` needs no more than
+``fit`` trains a model on your arrays or files, and ``load`` finds it again. Everything else is in rooms, which are
+imported when they are first used: ``flowguide.solvers.heun`` needs no more than
 ``import flowguide``, and neither Flax nor any data library.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ _ROOMS = (
     "couplings",
     "data",
     "errors",
+    "fitting",
     "guidance",
     "likelihood",
     "losses",
@@ -37,11 +39,17 @@ _ROOMS = (
 )
 
 
-def __getattr__(name: str) -> ModuleType:
+# The front door: function -> the module it is in.
+_DOORS = {"fit": "fitting", "load": "sampling"}
+
+
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _DOORS:
+        return getattr(importlib.import_module(f"{__name__}.{_DOORS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_ROOMS, *_DOORS])

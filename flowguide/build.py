@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optax
 
@@ -21,8 +21,36 @@ if TYPE_CHECKING:  # sampling needs no data room, and neither TFDS nor Grain
     from flowguide.data import Dataset
 
 
+class Splits(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      train: what it learns from.
+      test: what it is validated on; the same kinds of example and field.
+    """
+
+    train: Dataset
+    test: Dataset
+
+
+def splits(config: Config) -> Splits:
+    """Opens the data of a run, with the fields that the config names.
+
+    Raises:
+      DataError: before anything slow, if the data set is missing or has no such fields.
+    """
+    from flowguide.data import open_path
+
+    d = config.data
+    if d.path:
+        fields = tuple(d.fields) or None
+        return Splits(*open_path(d.path, tuple(d.example), fields, image_size=d.image_size or None))
+    train = dataset(config, d.split)
+    return Splits(train, dataset(config, d.test_split, train.info.fields))
+
+
 def dataset(config: Config, split: str, fields: Fields | None = None) -> Dataset:
-    """Opens the data of a split, with the fields that the config names, or exactly ``fields``.
+    """Opens a split of a TFDS set, with the fields that the config names, or exactly ``fields``.
 
     Raises:
       DataError: before anything slow, if the data set is missing or has no such fields.
@@ -44,6 +72,8 @@ def data_info(config: Config) -> DataInfo:
     from flowguide.data import describe_dataset
 
     d = config.data
+    if d.path:
+        return splits(config).train.info
     return describe_dataset(d.name, tuple(d.fields) or None, d.data_dir or None, image_size=d.image_size or None)
 
 

@@ -17,8 +17,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from flowguide import processes, storage
 from flowguide.hashes import json_hash, leaf_hashes
+from flowguide.restore import BEST_BY, best_step, check_place, folder, move_away, restore, restore_ema
 from flowguide.restore import alone as alone_options
-from flowguide.restore import check_place, folder, move_away, restore, restore_ema
 from flowguide.training.step import TrainState
 
 if TYPE_CHECKING:  # sampling needs no Grain
@@ -28,6 +28,7 @@ __all__ = [
     "BEST_BY",
     "SaveError",
     "any_in",
+    "best_step",
     "check_place",
     "closing",
     "finish",
@@ -39,7 +40,6 @@ __all__ = [
     "save",
 ]
 
-BEST_BY = "val_loss"
 ARRAYS, JSON = ("params", "ema", "train"), ("data", "meta", "hashes")  # the parts of a checkpoint
 
 

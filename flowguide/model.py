@@ -5,7 +5,9 @@ Training, planning, previews, sampling and export all start from ``from_config``
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from flowguide import build, paths
 from flowguide.config import Config, resolve
@@ -13,6 +15,9 @@ from flowguide.errors import UserError
 from flowguide.networks import Network, as_network
 from flowguide.schema import DataInfo
 from flowguide.typing import PyTree
+
+if TYPE_CHECKING:
+    from flowguide.schema.conditions import Cond
 
 
 class Plain(NamedTuple):
@@ -58,8 +63,78 @@ class Model(NamedTuple):
     guidance: Guidance = Plain()
     step: int = 0
 
+    def sample(self, cond: Cond = "", **options: Any) -> np.ndarray:
+        """Returns samples, uint8 images or float32 arrays in the units of the data, ``(num, *D)``.
 
-def from_config(config: Config, info: DataInfo) -> Model:
+        ``model.sample("cat", num=16, gamma=2.0, negative=["dark"])``; ``sampling.sample`` documents all arguments, and
+        also returns what each sample cost.
+        """
+        from flowguide import sampling  # which imports this module
+
+        return sampling.sample(self, cond, **options).x
+
+    def log_prob(self, x: Any, cond: Cond = "", **options: Any) -> np.ndarray:
+        """Returns log p(x | cond) of float arrays, in nats and in the units of the data; see ``sampling.log_prob``."""
+        from flowguide import sampling
+
+        return sampling.log_prob(self, x, cond, **options)
+
+    def show(self, cond: Cond = "", **options: Any) -> Any:
+        """Returns a picture of samples, which a notebook shows: a Pillow image; arguments as for ``sample``."""
+        from flowguide import pictures
+
+        return pictures.figure(self.sample(cond, **{"num": 16, **options}))
+
+    def given(self, **values: Any) -> Given:
+        """Returns the model under a condition: ``model.given(x=observed)`` is a distribution to sample and evaluate.
+
+        Each value is that of a field, for all samples; text is read as in a prompt.
+        """
+        from flowguide.schema.conditions import conditions
+
+        conditions(values, self.info.fields, 1)  # refused here rather than when it is used
+        return Given(self, values)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}: {field.kind}" for name, field in self.info.fields.items()) or "no condition"
+        kind = f"{self.info.examples.kind} {'x'.join(map(str, self.info.shape))}"
+        return f"<flowguide model of {self.info.name}, {kind}, given {fields}; {self.step:,} steps of training>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the model is, and a strip of samples."""
+        import base64
+        import html
+        import io
+
+        if self.params is None:
+            return html.escape(repr(self))
+        content = io.BytesIO()
+        self.show(num=8).save(content, "PNG")
+        strip = base64.b64encode(content.getvalue()).decode()
+        return f'{html.escape(repr(self))}<br><img src="data:image/png;base64,{strip}">'
+
+
+class Given(NamedTuple):
+    """A model under one condition, as an inference with simulators wants it: a posterior.
+
+    Attributes:
+      model: of p(x | c).
+      condition: values by field.
+    """
+
+    model: Model
+    condition: dict[str, Any]
+
+    def sample(self, num: int = 1000, **options: Any) -> np.ndarray:
+        """Returns ``num`` samples; other arguments as for ``sampling.sample``. γ is 1 unless given: the law itself."""
+        return self.model.sample(self.condition, num=num, **{"gamma": 1.0, "batch_size": num, **options})
+
+    def log_prob(self, x: Any, **options: Any) -> np.ndarray:
+        """Returns the log-density of each row of x; see ``sampling.log_prob``."""
+        return self.model.log_prob(x, self.condition, **options)
+
+
+def from_config(config: Config, info: DataInfo, network: Network | None = None) -> Model:
     """Returns the model that a config describes, without parameters.
 
     For the task "classifier" the network gives logits.
@@ -67,6 +142,7 @@ def from_config(config: Config, info: DataInfo) -> Model:
     Args:
       config: complete (``config.complete``).
       info: of the data.
+      network: the network, if it is not the one that the config names.
 
     Raises:
       UserError: for settings that cannot be, or a network that does not take such data.
@@ -78,7 +154,7 @@ def from_config(config: Config, info: DataInfo) -> Model:
         guidance = Guided(target.guided)
     else:
         guidance = Plain() if config.drop_rate > 0 else NoNull()
-    return Model(info, _network(config, info), None, build.path(config), guidance)
+    return Model(info, network or _network(config, info), None, build.path(config), guidance)
 
 
 def _network(config: Config, info: DataInfo) -> Network:

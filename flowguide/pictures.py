@@ -91,6 +91,14 @@ def save_figure(path: Path, cells: np.ndarray, rows: Sequence[str], columns: Seq
     return pixels
 
 
+def figure(x: np.ndarray) -> Image.Image:
+    """Returns samples ``(N, *D)`` of one condition as a picture, drawn as ``save_figure`` does."""
+    cells = x[None, None]
+    images = _as_images(cells)
+    pixels = _labelled(cells, [""], [""], False) if images is None else image_grid(images[0, 0])
+    return Image.fromarray(pixels)
+
+
 def save_gaps(path: Path, gaps: Mapping[str, Gap], title: str) -> None:
     """Plots results of ``guidance.gap`` over t: the median over samples and a band that holds 80 % of them.
 

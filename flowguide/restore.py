@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +20,8 @@ from flowguide.typing import PyTree
 
 if TYPE_CHECKING:  # sampling needs no Grain
     import grain
+
+BEST_BY = "val_loss"  # the score that ranks checkpoints
 
 
 def folder(workdir: Path) -> Path:
@@ -101,6 +104,18 @@ def restore_ema(
 
     used, parts, _ = _newest_whole(checkpoints, partial(_read, checkpoints, info, {"ema": like}, ()), check, step)
     return parts["ema"], used
+
+
+def best_step(workdir: Path) -> int | None:
+    """Returns the step of the whole checkpoint with the lowest validation loss; None if none has one."""
+    scores: dict[int, float] = {}
+    for step in _steps(folder(workdir)) if folder(workdir).is_dir() else []:
+        try:
+            text = storage.read_text(folder(workdir) / str(step) / "metrics" / "metrics")
+            scores[step] = float(json.loads(text)[BEST_BY])
+        except (OSError, ValueError, TypeError, KeyError):  # without a score, or damaged
+            continue
+    return min(scores, key=lambda step: (scores[step], -step)) if scores else None
 
 
 def _steps(checkpoints: Path) -> list[int]:

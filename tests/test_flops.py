@@ -18,6 +18,12 @@ def array(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+def conv_over(spatial):
+    """A convolution over these axes, such as "DHW", channels last."""
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return conv(window_strides=(1,) * len(spatial), dimension_numbers=numbers)
+
+
 def conv(**options):
     return lambda x, k: jax.lax.conv_general_dilated(
         x, k, **{"window_strides": (1, 1), "padding": "VALID", "dimension_numbers": ("NHWC", "HWIO", "NHWC")} | options
@@ -71,6 +77,8 @@ EXACT = {
     "on each of two rows of devices": (on_some, (array(32, 8), array(8, 8)), PRODUCT),
     "elementwise": (lambda x: jnp.exp(x) + x, (array(5, 7),), 0),
     "a convolution": (conv(), (array(2, 9, 9, 3), array(3, 3, 3, 5)), 2 * 2 * 7 * 7 * 5 * 27),
+    "of signals": (conv_over("W"), (array(2, 9, 3), array(3, 3, 5)), 2 * 2 * 7 * 5 * 9),
+    "of volumes": (conv_over("DHW"), (array(2, 9, 8, 7, 3), array(3, 3, 3, 3, 5)), 2 * 2 * 7 * 6 * 5 * 5 * 81),
     "of groups": (conv(feature_group_count=2), (array(2, 9, 9, 4), array(3, 3, 2, 6)), 2 * 2 * 7 * 7 * 6 * 18),
     "with strides": (conv(window_strides=(2, 2)), (array(2, 9, 9, 3), array(3, 3, 3, 5)), 2 * 2 * 4 * 4 * 5 * 27),
     # Backwards: twice the forward pass, but for the first product, whose input asks for no gradient.
@@ -111,17 +119,18 @@ def test_convolutions_and_their_gradients_as_xla_counts_them(strides):
     )  # XLA leaves out what meets the padding, and counts squares
 
 
-def test_a_transformer_by_hand():
+@pytest.mark.parametrize("shape", [(32, 3), (8, 8, 3), (4, 4, 8, 3)])
+def test_a_transformer_by_hand(shape):
     """DiT (Peebles & Xie 2023): the products of a block, written out; depth scales them exactly."""
 
-    def forward(depth, width=64, tokens=16, batch=2):
+    def forward(depth, width=96, batch=2):
         fields = {"label": Label(tuple("abc"))}
-        network = as_network(lambda rngs: DiT((8, 8, 3), fields, patch=2, width=width, depth=depth, heads=4, rngs=rngs))
+        network = as_network(lambda rngs: DiT(shape, fields, patch=2, width=width, depth=depth, heads=4, rngs=rngs))
         params = jax.eval_shape(network.init, jax.random.key(0))
         c = Condition({"label": jnp.zeros(batch, int)}, {"label": jnp.ones(batch, bool)})
-        return flops(network.velocity, params, array(batch), array(batch, 8, 8, 3), c)
+        return flops(network.velocity, params, array(batch), array(batch, *shape), c)
 
-    def block(width=64, tokens=16, batch=2):
+    def block(width=96, tokens=16, batch=2):
         qkv_out_mlp = 2 * batch * tokens * width * width * (3 + 1 + 4 + 4)
         attention = 2 * 2 * batch * tokens * tokens * width
         film = 2 * batch * width * 6 * width
@@ -130,5 +139,6 @@ def test_a_transformer_by_hand():
     one, two, nine = forward(1), forward(2), forward(9)
     assert two - one == block()
     assert nine - one == 8 * block()
-    patches = 2 * 2 * 2 * 16 * 12 * 64  # in and out
-    assert patches <= one - block() < 2 * patches + 2 * 2 * 64 * (2 * 64 + 4 * 64 + 256)
+    patch = 2 ** (len(shape) - 1) * 3
+    patches = 2 * 2 * 2 * 16 * patch * 96  # in and out
+    assert patches <= one - block() < 2 * patches + 2 * 2 * 96 * (2 * 96 + 4 * 96 + 256)

@@ -1,5 +1,6 @@
 """The config of a run: settings and defaults, named choices, checks, and its file. ``build.py`` makes objects of it."""
 
+from flowguide.config.auto import config_for
 from flowguide.config.checks import check_numbers, check_types
 from flowguide.config.choices import OPTIONS, choose, complete, resolve
 from flowguide.config.defaults import CHOICES, SETTINGS, Config, default
@@ -17,6 +18,7 @@ __all__ = [
     "check_types",
     "choose",
     "complete",
+    "config_for",
     "config_text",
     "default",
     "read_config",

@@ -29,6 +29,8 @@ def check_types(config: Config) -> None:
             named(name, got[name])
         else:
             check_kind(name, got[name], kinds.kind_of(setting.default), setting.default)
+    if got["use"] not in ("newest", "best"):
+        raise UserError(f"use takes newest or best; got {got['use']!r:.100}")
 
 
 def check_numbers(config: Config, devices: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -13,6 +14,7 @@ from flowguide import kinds, losses, paths, targets, times
 from flowguide.config.defaults import CHOICES, Config
 from flowguide.errors import UserError, hint
 from flowguide.networks import CLASSIFIERS, NETWORKS
+from flowguide.schema import Fields
 from flowguide.training import ema
 from flowguide.training.optimizer import OPTIMIZERS
 from flowguide.training.parallel import LAYOUTS
@@ -26,11 +28,22 @@ class Options(NamedTuple):
       by_name: name -> function or class; its keyword arguments are the settings.
       given: arguments that are no settings.
       foreign: whether "package.module:Class" names one of the user's own.
+      hidden: as ``by_name``, for names that people do not choose.
     """
 
     by_name: Mapping[str, Callable[..., Any]]
     given: tuple[str, ...] = ()
     foreign: bool = False
+    hidden: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+
+
+def given(shape: Sequence[int], fields: Fields, *, rngs: Any) -> Any:
+    """Stands for a network that was passed to ``fit`` as an object.
+
+    Raises:
+      TypeError: always.
+    """
+    raise TypeError("it was passed as an object, which no file holds: pass it again, load(workdir, network=...)")
 
 
 OPTIONS: dict[str, Options] = {
@@ -41,7 +54,7 @@ OPTIONS: dict[str, Options] = {
     "weight": Options(losses.WEIGHTS),
     "target": Options(targets.TARGETS),
     "ema": Options(ema.PROFILES),
-    "network": Options(NETWORKS, ("self", "shape", "fields", "rngs"), foreign=True),
+    "network": Options(NETWORKS, ("self", "shape", "fields", "rngs"), foreign=True, hidden={"given": given}),
     "classifier": Options(CLASSIFIERS, ("self", "shape", "fields", "rngs"), foreign=True),
     "layout": Options(LAYOUTS, ("devices",)),
 }
@@ -119,6 +132,8 @@ def option(choice: str, options: Options, name: str) -> Callable[..., Any]:
     """
     if name in options.by_name:
         return options.by_name[name]
+    if name in options.hidden:
+        return options.hidden[name]
     if options.foreign and is_foreign(name):
         return _imported(choice, name)
     own = ", or package.module:Class of your own" if options.foreign else ""

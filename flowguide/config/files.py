@@ -16,7 +16,18 @@ from flowguide.config.defaults import CHOICES, Config, default
 from flowguide.errors import UserError
 
 # What may change when a run is resumed without making it another run.
-FREE = ("steps", "nonfinite_limit", "log_every", "checkpoint_every", "keep", "eval_every", "preview", "data.data_dir")
+FREE = (
+    "steps",
+    "use",
+    "nonfinite_limit",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "eval_every",
+    "preview",
+    "data.data_dir",
+    "data.path",
+)
 FREE += ("layout",)
 
 # What --force lets change as well: another run from there on, but one that fits the state and the data.

@@ -82,13 +82,19 @@ def open_dataset(
         x = reader.read([row[key] for row in rows], places, examples, image_size)
         return Batch(x, {k: field.column(k, [row[k] for row in rows]) for k, field in info.fields.items()})
 
-    spec = example_spec(examples, size)
-    in_memory = spec.size * spec.dtype.itemsize <= memory_limit
-    if in_memory:
-        chunks = [read(chunk) for chunk in np.array_split(np.arange(size), -(-size // 1024))]
-        whole = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
-        return Dataset(info, split, str(builder.version), size, True, lambda i: jax.tree.map(lambda a: a[i], whole))
-    return Dataset(info, split, str(builder.version), size, False, read)
+    return held(info, split, str(builder.version), size, read, memory_limit)
+
+
+def held(
+    info: DataInfo, split: str, version: str, size: int, read: Callable[[np.ndarray], Batch], memory_limit: int
+) -> Dataset:
+    """Returns a data set that keeps its examples in memory if they take at most ``memory_limit`` bytes."""
+    spec = example_spec(info.examples, size)
+    if spec.size * spec.dtype.itemsize > memory_limit:
+        return Dataset(info, split, version, size, False, read)
+    chunks = [read(chunk) for chunk in np.array_split(np.arange(size), -(-size // 1024))]
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+    return Dataset(info, split, version, size, True, lambda i: jax.tree.map(lambda a: a[i], whole))
 
 
 def describe_dataset(

@@ -12,7 +12,7 @@ from flowguide.errors import DataError
 MOST_PIXELS = 2**26  # per file; 200 MB decoded in colour
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # those TFDS decodes; for some others Pillow would start external programs
+FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # those TFDS decodes; for some others Pillow would start external programs
 
 
 def encode_png(pixels: np.ndarray) -> io.BytesIO:
@@ -37,7 +37,7 @@ def decode(file: bytes, shape: tuple[int, int, int], resize: bool = False) -> np
     """
     height, width, channels = shape
     try:
-        with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels; expected at most {MOST_PIXELS:,}")
             if not resize and image.size != (width, height):

@@ -1,4 +1,4 @@
-"""Multi-head attention of image tokens over themselves and an optional conditioning sequence."""
+"""Multi-head attention of an example's tokens over themselves and an optional conditioning sequence."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Attention(nnx.Module):
         x: Array,
         sequence: Array | None,
         mask: Array | None,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         treatment: Treatment = PLAIN,
     ) -> Array:
-        """Attends; the T tokens form a row-major ``grid`` (height, width), and ``treatment`` perturbs attention."""
+        """Attends; the T tokens form a row-major ``grid``, and ``treatment`` perturbs attention."""
         q, k, v = (self._split(a) for a in jnp.split(self.qkv(x), 3, axis=-1))
         if treatment.attention == "identity":
             return self.out(v.reshape(x.shape))

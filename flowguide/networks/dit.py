@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,18 @@ from flax import nnx
 from flowguide.condition import Condition
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, has_sequence
-from flowguide.networks.layers import Dense, check_sizes, computing_dtype, gathered, layer_norm, modulate, sides, zeros
+from flowguide.networks.layers import (
+    Dense,
+    check_divisible,
+    check_sizes,
+    computing_dtype,
+    gathered,
+    in_blocks,
+    layer_norm,
+    modulate,
+    sides_and_channels,
+    zeros,
+)
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.schema import Fields
 from flowguide.typing import Array
@@ -28,7 +40,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 class DiT(nnx.Module):
-    """u(t, x, c) for images x (B, H, W, C), cut into patches.
+    """u(t, x, c) for signals x (B, T, C), images (B, H, W, C) and volumes (B, D, H, W, C), cut into patches.
 
     ``lax.scan`` applies one block with stacked parameters, so compile time does not grow with depth.
     """
@@ -51,10 +63,11 @@ class DiT(nnx.Module):
         """Builds the network; at initialisation the velocity is 0 and the blocks are identities.
 
         Args:
-          shape: (H, W, C) of one example.
+          shape: (T, C), (H, W, C) or (D, H, W, C) of one example.
           fields: fields of the condition; may be empty.
-          patch: side of the square patches.
-          width: size of a token and of the embeddings. ``**SIZES["B"]`` sets width, depth and heads.
+          patch: side of a patch, the same along every axis: an interval, a square or a cube.
+          width: size of a token and of the embeddings; a multiple of ``heads`` and of twice the number of axes.
+            ``**SIZES["B"]`` sets width, depth and heads.
           depth: number of blocks.
           heads: number of attention heads.
           ratio: hidden size of the MLPs over ``width``.
@@ -64,20 +77,24 @@ class DiT(nnx.Module):
           rngs: random numbers for the initialisation.
 
         Raises:
-          ValueError: if the examples are not images, a size is not positive, the patches do not tile the image, or the
-            width cannot be split into heads or positions.
+          ValueError: if the examples have no spatial axis or more than 3, a size is not positive, the patches do not
+            tile an example, or the width cannot be split into heads or positions.
         """
-        height, breadth, channels = sides(shape, "dit")
+        sides, channels = sides_and_channels(shape, "dit")
         check_sizes(patch=patch, width=width, depth=depth, heads=heads, ratio=ratio, unroll=unroll)
-        if height % patch or breadth % patch:
-            raise ValueError(f"patches of {patch}x{patch} do not tile {height}x{breadth}: patch must divide both")
-        if width % heads or width % 4:
-            raise ValueError(f"width must be a multiple of heads and of 4; got width={width}, heads={heads}")
+        axes = len(sides)
+        check_divisible(sides, patch, f"dit with patch={patch}", "give a patch that divides every side")
+        if width % heads or width % (2 * axes):
+            wider = width + -width % math.lcm(heads, 2 * axes)
+            raise ValueError(
+                f"dit over {axes} axes needs a width divisible by heads and by {2 * axes}; got width={width}, "
+                f"heads={heads}: try width={wider}"
+            )
         self.dtype = computing_dtype(dtype)
         self.patch, self.depth, self.remat, self.unroll = patch, depth, remat, unroll
         self.time = TimeEmbedding(width, rngs=rngs)
         self.condition = ConditionEmbedding(fields, width, rngs=rngs)
-        self.inlet = Dense(patch * patch * channels, width, dtype=self.dtype, rngs=rngs)
+        self.inlet = Dense(patch**axes * channels, width, dtype=self.dtype, rngs=rngs)
         context = width if has_sequence(fields) else None
 
         @nnx.split_rngs(splits=depth)
@@ -87,7 +104,7 @@ class DiT(nnx.Module):
 
         self.blocks = stack(rngs)
         self.film = Dense(width, 2 * width, kernel_init=zeros, rngs=rngs)
-        self.outlet = Dense(width, patch * patch * channels, kernel_init=zeros, rngs=rngs)
+        self.outlet = Dense(width, patch**axes * channels, kernel_init=zeros, rngs=rngs)
 
     @property
     def stacked(self) -> tuple[str, ...]:
@@ -100,12 +117,12 @@ class DiT(nnx.Module):
         return (True,) * self.depth
 
     def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
-        """t (B,), x (B, H, W, C), c of batch B -> float32 (B, H, W, C)."""
+        """t (B,), x (B, *sides, C), c of batch B -> float32 (B, *sides, C)."""
         embedded = self.condition(c, x.shape[0])
         signal = nnx.silu(self.time(t) + embedded.vector)
         tokens = self.inlet(_to_patches(x, self.patch).astype(self.dtype))
-        grid = (x.shape[1] // self.patch, x.shape[2] // self.patch)
-        tokens = tokens + sincos_2d(*grid, tokens.shape[-1]).astype(self.dtype)
+        grid = tuple(side // self.patch for side in x.shape[1:-1])
+        tokens = tokens + sincos_positions(grid, tokens.shape[-1]).astype(self.dtype)
 
         structure, layers = nnx.split(self.blocks)
         # The scan's body holds each distinct treatment once and looks up the one of a layer. If all layers have the
@@ -148,12 +165,12 @@ class DiTBlock(nnx.Module):
         signal: Array,
         sequence: Array | None,
         mask: Array | None,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         treatment: Treatment = PLAIN,
     ) -> Array:
         """x (B, N, width), signal (B, width), sequence (B, L, width) and its mask -> (B, N, width).
 
-        The N tokens form a ``grid`` (height, width).
+        The N tokens form a row-major ``grid``.
         """
         if treatment.skipped:
             return x
@@ -164,25 +181,34 @@ class DiTBlock(nnx.Module):
         return x + gate_2[:, None] * self.out(nnx.gelu(self.hidden(z)))
 
 
-def sincos_2d(height: int, width: int, size: int) -> Array:
-    """Returns sinusoidal positions of a grid, float32 (height·width, size): one half for rows, the other for columns.
+def sincos_positions(grid: tuple[int, ...], size: int) -> Array:
+    """Returns sinusoidal positions of the tokens of a row-major grid, float32 (T, size).
 
-    Each half is the encoding of Vaswani et al. 2017, §3.5, with frequencies 10000^(-4i/size), as in Peebles & Xie 2023.
+    Each of the n axes has size/2n frequencies, 10000^(-2n·i/size): the encoding of Vaswani et al. 2017, §3.5, per axis,
+    as in Peebles & Xie 2023. All sines come first, then all cosines; both are ordered by axis.
+
+    Args:
+      grid: number of tokens along each axis; T is their product.
+      size: a multiple of 2n.
     """
-    frequency = 10_000.0 ** (-np.arange(size // 4) / (size // 4))
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    angles = np.concatenate([axis.reshape(-1, 1) * frequency for axis in (rows, columns)], axis=-1)
+    count = size // (2 * len(grid))
+    frequency = 10_000.0 ** (-np.arange(count) / count)
+    angles = np.concatenate([place.reshape(-1, 1) * frequency for place in np.indices(grid)], axis=-1)
     return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
 
 
 def _to_patches(x: Array, p: int) -> Array:
-    """(B, H, W, C) -> (B, H/p · W/p, p·p·C)."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // p, p, w // p, p, c)
-    return x.swapaxes(2, 3).reshape(b, (h // p) * (w // p), p * p * c)
+    """(B, H, W, C) -> (B, H/p · W/p, p·p·C), and likewise for other ranks; tokens and patches are row-major."""
+    b, *sides, c = x.shape
+    n = len(sides)
+    blocks = in_blocks(x, p).transpose(0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2), 2 * n + 1)
+    return blocks.reshape(b, math.prod(side // p for side in sides), p**n * c)
 
 
 def _from_patches(tokens: Array, p: int, shape: tuple[int, ...]) -> Array:
-    """The inverse of ``_to_patches``."""
-    b, h, w, c = shape
-    return tokens.reshape(b, h // p, w // p, p, p, c).swapaxes(2, 3).reshape(shape)
+    """The inverse of ``_to_patches``: tokens -> an array of ``shape``."""
+    b, *sides, c = shape
+    n = len(sides)
+    blocks = tokens.reshape(b, *(side // p for side in sides), *(p,) * n, c)
+    pairs = (axis for i in range(1, n + 1) for axis in (i, n + i))
+    return blocks.transpose(0, *pairs, 2 * n + 1).reshape(shape)

@@ -13,6 +13,7 @@ from flax import nnx
 from flowguide.condition import Condition
 from flowguide.networks.layers import Dense, embedding
 from flowguide.schema import Field, Fields, Label, Tokens, Vector
+from flowguide.schema.standard import standardised
 from flowguide.typing import Array
 
 
@@ -72,10 +73,12 @@ class VectorEmbedding(nnx.Module):
         self.hidden = Dense(field.size, width, rngs=rngs)
         self.out = Dense(width, width, rngs=rngs)
         self.null = nnx.Param(embedding(rngs.params(), (width,)))
+        self.mean, self.scale = field.mean, field.scale
 
     def __call__(self, value: Array, present: Array) -> Embedded:
         """float32 (B, size), bool (B,) -> a vector (B, width)."""
         present = present[:, None]
+        value = standardised(value, self.mean, self.scale)
         value = jnp.where(present, value, 0.0)  # a NaN in an absent value would reach the weights' gradient
         return Embedded(jnp.where(present, self.out(nnx.silu(self.hidden(value))), self.null[...]))
 

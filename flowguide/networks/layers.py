@@ -36,16 +36,25 @@ def check_sizes(least: int = 1, **sizes: Any) -> None:
                 raise ValueError(f"{name} must be a whole number of at least {least}; got {n!r}")
 
 
-def sides(shape: Sequence[int], network: str) -> tuple[int, int, int]:
-    """Returns (H, W, C) of an image shape.
+def sides_and_channels(shape: Sequence[int], network: str) -> tuple[tuple[int, ...], int]:
+    """Returns the spatial sides and the channels of an example: ((T,), C), ((H, W), C) or ((D, H, W), C).
 
     Raises:
-      ValueError: for any other shape.
+      ValueError: for a shape of other than 1 to 3 spatial axes.
     """
-    if len(shape) != 3:
-        raise ValueError(f"{network} takes images (H, W, C): use mlp; got shape {tuple(shape)}")
-    height, width, channels = shape
-    return height, width, channels
+    if not 2 <= len(shape) <= 4:
+        raise ValueError(
+            f"{network} takes signals (T, C), images (H, W, C) and volumes (D, H, W, C); got shape {tuple(shape)}: "
+            "use mlp, or add or merge axes"
+        )
+    *sides, channels = shape
+    return tuple(sides), channels
+
+
+def check_divisible(sides: Sequence[int], divisor: int, needing: str, remedy: str) -> None:
+    """Raises ``ValueError`` unless ``divisor`` divides every side; ``needing`` and ``remedy`` complete the message."""
+    if any(side % divisor for side in sides):
+        raise ValueError(f"{needing} needs sides divisible by {divisor}; got {tuple(sides)}: {remedy}")
 
 
 def normal(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32, *, std: float = 1.0) -> Array:
@@ -77,9 +86,15 @@ class Dense(nnx.Linear):
         return rows.reshape(*inputs.shape[:-1], -1)
 
 
-def conv(c_in: int, c_out: int, *, dtype: Any = None, kernel_init: Any = lecun, rngs: nnx.Rngs) -> nnx.Conv:
-    """Returns a 3x3 convolution of (B, H, W, C) that keeps H and W."""
-    return nnx.Conv(c_in, c_out, (3, 3), dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+def conv(axes: int, c_in: int, c_out: int, *, dtype: Any = None, kernel_init: Any = lecun, rngs: nnx.Rngs) -> nnx.Conv:
+    """Returns a convolution of (B, *sides, C) over ``axes`` sides, which it keeps; its kernel spans 3 along each."""
+    return nnx.Conv(c_in, c_out, (3,) * axes, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+
+def in_blocks(x: Array, size: int) -> Array:
+    """Splits each side into blocks: (B, H, W, C) -> (B, H/size, size, W/size, size, C); likewise for other ranks."""
+    b, *sides, c = x.shape
+    return x.reshape(b, *(n for side in sides for n in (side // size, size)), c)
 
 
 def gathered(params: PyTree) -> PyTree:
@@ -102,9 +117,9 @@ def layer_norm(x: Array) -> Array:
 
 
 def group_norm(x: Array, groups: int) -> Array:
-    """Group normalisation of (B, H, W, C), without affine part (Wu & He 2018); float32 statistics."""
-    b, h, w, c = x.shape
-    z = x.astype(jnp.float32).reshape(b, h * w, groups, c // groups)
+    """Group normalisation of (B, *sides, C), without affine part (Wu & He 2018); float32 statistics."""
+    b, *sides, c = x.shape
+    z = x.astype(jnp.float32).reshape(b, math.prod(sides), groups, c // groups)
     z = z - jnp.mean(z, axis=(1, 3), keepdims=True)
     z = z * jax.lax.rsqrt(jnp.mean(z * z, axis=(1, 3), keepdims=True) + 1e-6)
     return z.reshape(x.shape).astype(x.dtype)

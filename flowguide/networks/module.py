@@ -53,7 +53,7 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     """
 
     @jax.jit
-    def split(key: PRNGKey) -> tuple[Any, nnx.State]:
+    def split(key: PRNGKey) -> tuple[Any, Any]:
         return nnx.split(make(nnx.Rngs(key)))
 
     # Traced here, once: calls of ``init``, also those for shapes alone, reuse the trace.

@@ -87,12 +87,12 @@ def treatments(perturbation: Perturbation, attends: tuple[bool, ...]) -> tuple[T
     return tuple(map(treat, range(len(attends))))
 
 
-def blurred(q: Array, grid: tuple[int, int], sigma: float) -> Array:
+def blurred(q: Array, grid: tuple[int, ...], sigma: float) -> Array:
     """Blurs ``q`` with a Gaussian over the grid of tokens, whose weights are renormalised to sum to 1 at the edges.
 
     Args:
-      q: (B, height·width, heads, H), in row-major order.
-      grid: (height, width).
+      q: (B, T, heads, H); the T tokens form the grid, in row-major order.
+      grid: number of tokens along each axis, such as (height, width); 1 to 3 axes.
       sigma: standard deviation in tokens, positive; inf is the mean over all tokens.
 
     Returns:
@@ -106,4 +106,6 @@ def blurred(q: Array, grid: tuple[int, int], sigma: float) -> Array:
 
     # A Gaussian is separable: one factor per axis.
     on_grid = q.reshape(q.shape[0], *grid, *q.shape[2:])
-    return jnp.einsum("hi,wj,bijnd->bhwnd", *map(weights, grid), on_grid).reshape(q.shape)
+    new, old = "xyz"[: len(grid)], "ijk"[: len(grid)]
+    factors = ",".join(map("".join, zip(new, old, strict=True)))
+    return jnp.einsum(f"{factors},b{old}nd->b{new}nd", *map(weights, grid), on_grid).reshape(q.shape)

@@ -1,4 +1,7 @@
-"""A U-Net for images (Ronneberger et al. 2015), in the residual form of Ho et al. 2020 and Dhariwal & Nichol 2021."""
+"""A U-Net (Ronneberger et al. 2015), in the residual form of Ho et al. 2020 and Dhariwal & Nichol 2021.
+
+One code serves signals, images and volumes: convolutions, down- and upsampling treat all spatial axes alike.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,25 @@ from flax import nnx
 from flowguide.condition import Condition
 from flowguide.networks.attention import Attention
 from flowguide.networks.embed import ConditionEmbedding, Embedded, TimeEmbedding, has_sequence
-from flowguide.networks.layers import Dense, check_sizes, computing_dtype, conv, group_norm, modulate, sides, zeros
+from flowguide.networks.layers import (
+    Dense,
+    check_divisible,
+    check_sizes,
+    computing_dtype,
+    conv,
+    group_norm,
+    in_blocks,
+    modulate,
+    sides_and_channels,
+    zeros,
+)
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.schema import Fields
 from flowguide.typing import Array
 
 
 class UNet(nnx.Module):
-    """u(t, x, c) for images x (B, H, W, C), channels last."""
+    """u(t, x, c) for signals x (B, T, C), images (B, H, W, C) and volumes (B, D, H, W, C)."""
 
     def __init__(
         self,
@@ -36,70 +50,67 @@ class UNet(nnx.Module):
         """Builds the network; at initialisation the velocity is 0.
 
         Args:
-          shape: (H, W, C) of one example.
+          shape: (T, C), (H, W, C) or (D, H, W, C) of one example.
           fields: fields of the condition; may be empty.
           width: channels of the first level; the embeddings are four times as wide.
-          multipliers: channels of each level over ``width``; each further level halves H and W.
+          multipliers: channels of each level over ``width``; each further level halves every side.
           blocks: residual blocks per level on the way down (one more on the way up).
-          attention: heights H of the levels whose blocks have attention, e.g. ``(8,)``.
+          attention: levels whose blocks have attention, each named by its first side (T, H or D), e.g. ``(8,)``.
           heads: number of attention heads.
           dtype: dtype of the computation, "float32" or "bfloat16"; parameters and output are float32.
           rngs: random numbers for the initialisation.
 
         Raises:
-          ValueError: if the examples are not images, a size is not positive, H or W cannot be halved often enough, an
-            attention height matches no level, its channels cannot be split into heads, or there are token fields but no
-            attention.
+          ValueError: if the examples have no spatial axis or more than 3, a size is not positive, a side cannot be
+            halved often enough, an entry of ``attention`` matches no level, its channels cannot be split into heads, or
+            there are token fields but no attention.
         """
-        height, breadth, channels = sides(shape, "unet")
+        sides, channels = sides_and_channels(shape, "unet")
         check_sizes(width=width, multipliers=multipliers, blocks=blocks, attention=attention, heads=heads)
         if not multipliers:
             raise ValueError("a U-Net has a level for each multiplier; got multipliers=(): give at least one")
-        levels = len(multipliers)
-        heights = [height >> level for level in range(levels)]
-        factor = 2 ** (levels - 1)
-        if height % factor or breadth % factor:
-            raise ValueError(
-                f"{levels} levels need H and W divisible by {factor}; got {height}x{breadth}: give fewer multipliers"
-            )
+        axes, levels = len(sides), len(multipliers)
+        remedy = "give fewer multipliers, or pad the examples"
+        check_divisible(sides, 2 ** (levels - 1), f"unet with {levels} levels", remedy)
+        first_sides = [sides[0] >> level for level in range(levels)]
         if has_sequence(fields) and not attention:
-            raise ValueError(f"token fields are read by attention; got attention=(): choose from {heights}")
-        if not set(attention) <= set(heights):
-            raise ValueError(f"attention must name heights among {heights}; got {tuple(attention)}")
+            raise ValueError(f"token fields are read by attention; got attention=(): choose from {first_sides}")
+        if not set(attention) <= set(first_sides):
+            raise ValueError(f"attention must name first sides of levels, among {first_sides}; got {tuple(attention)}")
         self.dtype = computing_dtype(dtype)
         embedding = 4 * width
         self.time = TimeEmbedding(embedding, rngs=rngs)
         self.condition = ConditionEmbedding(fields, embedding, rngs=rngs)
         context = embedding if has_sequence(fields) else None
 
-        def stage(c_in: int, c_out: int, height: int) -> Stage:
-            inner = heads if height in attention else 0
-            return Stage(c_in, c_out, embedding, inner, context, dtype=self.dtype, rngs=rngs)
+        def stage(c_in: int, c_out: int, first_side: int) -> Stage:
+            inner = heads if first_side in attention else 0
+            return Stage(axes, c_in, c_out, embedding, inner, context, dtype=self.dtype, rngs=rngs)
 
         widths = [width * m for m in multipliers]
         self.skip = Dense(embedding, 1, kernel_init=zeros, rngs=rngs)
-        self.inlet = conv(channels, width, dtype=self.dtype, rngs=rngs)
+        self.inlet = conv(axes, channels, width, dtype=self.dtype, rngs=rngs)
         down, skips, c = [], [width], width
-        for level, (c_out, h) in enumerate(zip(widths, heights, strict=True)):
+        for level, (c_out, side) in enumerate(zip(widths, first_sides, strict=True)):
             stages = []
             for _ in range(blocks):
-                stages.append(stage(c, c_out, h))
+                stages.append(stage(c, c_out, side))
                 skips.append(c := c_out)
             if level < levels - 1:
                 skips.append(c)
             down.append(stages)
         self.down = nnx.data(down)
-        self.middle = nnx.data([stage(c, c, heights[-1]) for _ in range(2)])
+        self.middle = nnx.data([stage(c, c, first_sides[-1]) for _ in range(2)])
         up = []
-        for c_out, h in zip(widths[::-1], heights[::-1], strict=True):
+        for c_out, side in zip(widths[::-1], first_sides[::-1], strict=True):
             stages = []
             for _ in range(blocks + 1):
-                stages.append(stage(c + skips.pop(), c_out, h))
+                stages.append(stage(c + skips.pop(), c_out, side))
                 c = c_out
             up.append(stages)
         self.up = nnx.data(up)
-        self.resize_up = nnx.data([conv(c, c, dtype=self.dtype, rngs=rngs) for c in widths[:0:-1]])
-        self.outlet = conv(c, channels, kernel_init=zeros, rngs=rngs)
+        self.resize_up = nnx.data([conv(axes, c, c, dtype=self.dtype, rngs=rngs) for c in widths[:0:-1]])
+        self.outlet = conv(axes, c, channels, kernel_init=zeros, rngs=rngs)
 
     @property
     def attends(self) -> tuple[bool, ...]:
@@ -108,7 +119,7 @@ class UNet(nnx.Module):
         return tuple(stage.attention is not None for stage in stages)
 
     def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
-        """t (B,), x (B, H, W, C), c of batch B -> float32 (B, H, W, C).
+        """t (B,), x (B, *sides, C), c of batch B -> float32 (B, *sides, C).
 
         A skipped block applies only its shortcut: the identity, or a learned projection if the channels change.
         """
@@ -134,7 +145,8 @@ class UNet(nnx.Module):
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), signal, embedded, next(plan))
         h = nnx.silu(group_norm(h, _groups(h.shape[-1])))
         # The velocity has a component along x whose scale depends on t alone; it bypasses the layers.
-        return self.skip(nnx.silu(time))[:, None, None] * x + self.outlet(h.astype(jnp.float32))
+        scale = jnp.expand_dims(self.skip(nnx.silu(time)), range(1, x.ndim - 1))
+        return scale * x + self.outlet(h.astype(jnp.float32))
 
 
 class Stage(nnx.Module):
@@ -142,6 +154,7 @@ class Stage(nnx.Module):
 
     def __init__(
         self,
+        axes: int,
         c_in: int,
         c_out: int,
         embedding: int,
@@ -151,9 +164,9 @@ class Stage(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.hidden = conv(c_in, c_out, dtype=dtype, rngs=rngs)
+        self.hidden = conv(axes, c_in, c_out, dtype=dtype, rngs=rngs)
         self.film = Dense(embedding, 2 * c_out, kernel_init=zeros, dtype=dtype, rngs=rngs)
-        self.out = conv(c_out, c_out, dtype=dtype, rngs=rngs)
+        self.out = conv(axes, c_out, c_out, dtype=dtype, rngs=rngs)
         self.shortcut = None if c_in == c_out else Dense(c_in, c_out, dtype=dtype, rngs=rngs)
         self.attention = Attention(c_out, heads, context, dtype=dtype, rngs=rngs) if heads else None
 
@@ -166,9 +179,9 @@ class Stage(nnx.Module):
         h = self.out(nnx.silu(h)) + self._shortcut(x)
         if self.attention is None:
             return h
-        b, height, width, channels = h.shape
-        z = group_norm(h, _groups(channels)).reshape(b, height * width, channels)
-        mixed = self.attention(z, embedded.sequence, embedded.mask, (height, width), treatment)
+        b, *grid, channels = h.shape
+        z = group_norm(h, _groups(channels)).reshape(b, math.prod(grid), channels)
+        mixed = self.attention(z, embedded.sequence, embedded.mask, tuple(grid), treatment)
         return h + mixed.reshape(h.shape)
 
     def _shortcut(self, x: Array) -> Array:
@@ -181,12 +194,18 @@ def _groups(channels: int) -> int:
 
 
 def _downsample(x: Array) -> Array:
-    """Averages each 2x2 square: (B, H, W, C) -> (B, H/2, W/2, C)."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    """Averages blocks of side 2 and so halves every side: (B, H, W, C) -> (B, H/2, W/2, C)."""
+    return in_blocks(x, 2).mean(axis=_within_blocks(x))
 
 
 def _upsample(x: Array) -> Array:
-    """Repeats each pixel four times: (B, H, W, C) -> (B, 2H, 2W, C)."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    """Repeats each value over a block of side 2 and so doubles every side: (B, H, W, C) -> (B, 2H, 2W, C)."""
+    b, *sides, c = x.shape
+    blocks = jnp.expand_dims(x, _within_blocks(x))
+    blocks = jnp.broadcast_to(blocks, (b, *(n for side in sides for n in (side, 2)), c))
+    return blocks.reshape(b, *(2 * side for side in sides), c)
+
+
+def _within_blocks(x: Array) -> tuple[int, ...]:
+    """Returns the axes of ``in_blocks(x, size)`` that run within a block: 2, 4, ..."""
+    return tuple(range(2, 2 * (x.ndim - 1), 2))

@@ -16,6 +16,7 @@ from flowguide.model import GammaConditioned, Guided, Model, NoNull, Plain
 from flowguide.networks.perturbation import Perturbation
 from flowguide.sampling.checks import SAMPLERS, check_together, resolve_defaults
 from flowguide.sampling.config import ADAPTIVE, SOLVER_NAMES, STOCHASTIC, SamplerConfig, nodes
+from flowguide.sampling.density import log_prob
 from flowguide.sampling.draw import Samples, sample, sample_particles
 from flowguide.sampling.export import export
 from flowguide.sampling.load import load
@@ -52,6 +53,7 @@ __all__ = [
     "keep_null",
     "kept_null",
     "load",
+    "log_prob",
     "nodes",
     "request",
     "resample_equal",

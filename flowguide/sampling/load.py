@@ -11,16 +11,20 @@ from flowguide import checkpoint, storage
 from flowguide.config import read_config
 from flowguide.errors import UserError
 from flowguide.model import Model, from_config
+from flowguide.networks import Network
 from flowguide.schema import info_from_json
 
 
-def load(workdir: str | Path, step: int | None = None, *, trust_code: bool = False) -> Model:
-    """Loads the model in ``workdir``, with the averaged parameters of the newest checkpoint or of ``step``.
+def load(
+    workdir: str | Path, step: int | None = None, *, trust_code: bool = False, network: Network | None = None
+) -> Model:
+    """Loads the model in ``workdir``, with the averaged parameters of one of its checkpoints.
 
     Args:
       workdir: of the run; also an address, ``gs://bucket/run``.
-      step: of the checkpoint; None for the newest.
+      step: of the checkpoint; None for the newest or, if the config says so (``use``), the best in validation.
       trust_code: allow the import of a network from outside flowguide, if the run names one.
+      network: the network that was passed to ``fit`` as an object; no file holds it.
 
     Raises:
       UserError: if there is no run or checkpoint, it cannot be read, it is a classifier, or it names foreign code that
@@ -38,7 +42,9 @@ def load(workdir: str | Path, step: int | None = None, *, trust_code: bool = Fal
         raise UserError(
             f"{file} cannot be read ({error}): restore it from a copy, or from the run's command"
         ) from error
-    model = from_config(config, info)
+    model = from_config(config, info, network)
     like = jax.eval_shape(model.network.init, jax.random.key(0))
+    if step is None and config.use == "best":
+        step = checkpoint.best_step(workdir)
     params, step = checkpoint.restore_ema(workdir, like, step, content)
     return model._replace(params=params, step=step)

@@ -14,6 +14,7 @@ from flowguide.config import Config
 from flowguide.errors import UserError
 from flowguide.losses import Recipe
 from flowguide.model import Model, from_config
+from flowguide.networks import Network
 from flowguide.schema import DataInfo
 from flowguide.training.parallel import Layout, StepWith
 from flowguide.training.step import Loss, TrainState, init_state, make_loss, make_step
@@ -44,7 +45,13 @@ class Assembly(NamedTuple):
     validation_loss: Loss
 
 
-def assemble(config: Config, info: DataInfo, devices: Sequence[Device], teacher: Model | None = None) -> Assembly:
+def assemble(
+    config: Config,
+    info: DataInfo,
+    devices: Sequence[Device],
+    teacher: Model | None = None,
+    network: Network | None = None,
+) -> Assembly:
     """Assembles what a run needs besides its data and its folder.
 
     Args:
@@ -52,11 +59,12 @@ def assemble(config: Config, info: DataInfo, devices: Sequence[Device], teacher:
       info: of the data.
       devices: all of them, those of other processes too.
       teacher: the model that teaches, for targets that have one. Its parameters are passed to the step.
+      network: as for ``from_config``.
 
     Raises:
       UserError: for settings that cannot be.
     """
-    layout, model = build.layout(config, devices), from_config(config, info)
+    layout, model = build.layout(config, devices), from_config(config, info, network)
     task, recipe, average = build.task(config), build.recipe(config), build.average(config)
     optimizer, rate = build.optimizer(config)
     init_key, draw_key, test_key = jax.random.split(jax.random.key(config.seed), 3)

@@ -127,15 +127,15 @@ EVALUATORS: tuple[Callable[[Context], Evaluator], ...] = (validation, previews)
 
 
 def _held_out(context: Context) -> Batch:
-    """This process's share of the first ``eval_examples`` of the test split.
+    """This process's share of the first ``eval_examples`` of the test split, which is repeated if it has fewer.
 
     Raises:
       UserError: if there are fewer than devices.
     """
     test, devices = context.test, context.assembly.layout.mesh.size
-    count = min(context.config.eval_examples, test.size)
+    count = context.config.eval_examples
     share = count // devices * devices // jax.process_count()
     if not share:
         raise UserError(f"{count} examples to validate with are fewer than the devices, {devices}: take more")
     numbers = np.arange(share, dtype=np.int32) + share * jax.process_index()
-    return test.read(numbers)._replace(index=numbers)
+    return test.read(numbers % test.size)._replace(index=numbers)  # a repeated example has another t and noise

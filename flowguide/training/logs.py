@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
@@ -40,10 +41,19 @@ class Log:
     ``metrics.jsonl`` has one JSON object per line; ``tensorboard/`` has the same values and the pictures. With
     ``silent``, for processes other than the main one, it writes nothing. If ``metrics.jsonl`` cannot be written, it
     raises ``OSError``; if TensorBoard's files cannot, it prints a warning; if the terminal is gone, it carries on. If
-    ``workdir`` is in a bucket, the files grow in a local folder, which is copied there every minute and at the end.
+    ``workdir`` is in a bucket, the files grow in a local folder, which is copied there every minute and at the end. A
+    run that ends at ``deadline``, of ``time.monotonic``, shows the time that is left.
     """
 
-    def __init__(self, workdir: Path, first: int, steps: int, batch_size: int, silent: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        first: int,
+        steps: int,
+        batch_size: int,
+        silent: bool = False,
+        deadline: float = math.inf,
+    ) -> None:
         self._copying = contextlib.ExitStack()
         folder = workdir if silent else self._copying.enter_context(mirrors.growing(workdir, "metrics.jsonl"))
         self._lines = (Path(os.devnull) if silent else folder / "metrics.jsonl").open("a", buffering=1)
@@ -53,7 +63,7 @@ class Log:
         )
         self._writers = set(threading.enumerate()) - others  # SummaryWriter writes in a thread of its own
         self._bar = tqdm(
-            total=steps,
+            total=None if deadline < math.inf else steps,
             initial=first,
             unit="step",
             dynamic_ncols=True,
@@ -62,6 +72,7 @@ class Log:
             disable=silent,
         )
         self._silent = silent
+        self._deadline = deadline
         self._batch_size = batch_size
         self._mark = (first, time.perf_counter())
 
@@ -82,7 +93,11 @@ class Log:
     def tick(self, loss: float) -> None:
         """Advances the progress bar by one step and shows the loss."""
         rate = self._bar.format_dict.get("rate") or 0.0
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate * self._batch_size:,.0f} examples/s", refresh=False)
+        left = ""
+        if self._deadline < math.inf:
+            seconds = max(0, round(self._deadline - time.monotonic()))
+            left = f"{seconds // 60}:{seconds % 60:02} left, "
+        self._bar.set_postfix_str(f"{left}loss {loss:.4f}, {rate * self._batch_size:,.0f} examples/s", refresh=False)
         self._to_terminal(self._bar.update)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

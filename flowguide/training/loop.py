@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Generator
 from functools import partial
@@ -15,11 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flowguide import build, checkpoint, processes, sampling, storage
+from flowguide.build import Splits
 from flowguide.config import Config, check_numbers, check_types, complete, config_text
 from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, numbers_of_batch
 from flowguide.errors import UserError, one_line
 from flowguide.model import Model
-from flowguide.networks import count_parameters
+from flowguide.networks import Network, count_parameters
 from flowguide.schema import info_to_json
 from flowguide.shutdown import failing_at_once, interrupted_by_signals
 from flowguide.training.assembly import Assembly, assemble
@@ -67,6 +69,9 @@ def train(
     *,
     force: bool = False,
     profile: tuple[int, int] | None = None,
+    data: Splits | None = None,
+    network: Network | None = None,
+    minutes: float | None = None,
 ) -> TrainState:
     """Trains, from the last checkpoint in ``workdir`` if there is one; returns the state at the end.
 
@@ -76,24 +81,32 @@ def train(
       stop_after: a step after which to save and stop.
       force: resume although settings have changed, where the state still fits.
       profile: the first and the last step to be traced.
+      data: to train on and validate with, if they are not those that the config names.
+      network: the network, if it is not the one that the config names.
+      minutes: after which the step at hand is the last, counted from this call; None for no limit.
 
     Raises:
       UserError: if a setting cannot be, another process trains in ``workdir``, or the folder can no longer be written
         to; the message says where the state is then.
     """
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"minutes must be above 0; got {minutes}")
+    if minutes is not None and processes.is_distributed():
+        raise UserError("a limit of minutes is for one process; several stop together after a step: set steps")
     workdir = storage.path(workdir)
-    job = _build(config, workdir, stop_after)
+    job = _build(config, workdir, stop_after, data, network)
     with contextlib.ExitStack() as held:
         check_folder = open_workdir(workdir, job.config, job.files, force, held)
         saves = checkpoint.manager(workdir, job.config.keep)
         state = _restore(job, saves)
         check_window(profile, int(state.step), job.config.steps)
-        state = _loop(job, saves, state, check_folder, stop_after, profile)
+        state = _loop(job, saves, state, check_folder, stop_after, profile, deadline)
         processes.wait("all is written")
     return state
 
 
-def _build(config: Config, workdir: Path, stop_after: int | None) -> Job:
+def _build(config: Config, workdir: Path, stop_after: int | None, data: Splits | None, network: Network | None) -> Job:
     """Whatever can be wrong is found out here, before anything is written or computed."""
     checkpoint.check_place(workdir)
     check_types(config)
@@ -102,22 +115,21 @@ def _build(config: Config, workdir: Path, stop_after: int | None) -> Job:
     devices = jax.devices()
     check_numbers(config, len(devices))
     build.layout(config, devices)  # refused before data are read
-    data = build.dataset(config, config.data.split)
-    test = build.dataset(config, config.data.test_split, data.info.fields)
-    teacher = load_teacher(config, data.info)
-    assembly = assemble(config, data.info, devices, teacher)
+    train_data, test = data or build.splits(config)
+    teacher = load_teacher(config, train_data.info)
+    assembly = assemble(config, train_data.info, devices, teacher, network)
     lesson = None if teacher is None else lay_out(teacher.params, assembly.layout)
     context = Context(config, assembly, test, workdir, lesson)
     evaluators = [make(context) for make in EVALUATORS]
     ranks = jax.process_count()
     stream = batches(
-        data, config.batch_size // ranks, config.seed, process_index=jax.process_index(), process_count=ranks
+        train_data, config.batch_size // ranks, config.seed, process_index=jax.process_index(), process_count=ranks
     )
-    position_of = fingerprint(data, config.batch_size, config.seed)
+    position_of = fingerprint(train_data, config.batch_size, config.seed)
     processes.check_same("data set", position_of)
-    info = json.dumps(info_to_json(data.info), indent=1) + "\n"
+    info = json.dumps(info_to_json(train_data.info), indent=1) + "\n"
     files = {"config.json": config_text(config), "info.json": info}
-    return Job(config, workdir, assembly, data, stream, position_of, evaluators, lesson, files)
+    return Job(config, workdir, assembly, train_data, stream, position_of, evaluators, lesson, files)
 
 
 def _restore(job: Job, saves: ocp.CheckpointManager) -> TrainState:
@@ -139,6 +151,7 @@ def _loop(
     check_folder: Callable[[], None],
     stop_after: int | None,
     profile: tuple[int, int] | None,
+    deadline: float,
 ) -> TrainState:
     """Runs the steps; a step is dispatched before the metrics of the one before are read, so no device waits."""
     config, first = job.config, int(state.step)
@@ -148,9 +161,9 @@ def _loop(
     window = ProfileWindow(profile if processes.is_main_process() else None, job.workdir / "profile")
     share, rank = config.batch_size // jax.process_count(), jax.process_index()
     index = np.arange(rank * share, (rank + 1) * share, dtype=np.int32)
-    log_to = Log(job.workdir, first, config.steps, config.batch_size, silent=not processes.is_main_process())
+    log_to = Log(job.workdir, first, config.steps, config.batch_size, not processes.is_main_process(), deadline)
     with interrupted_by_signals() as interrupted, checkpoint.closing(saves), log_to as log, failing_at_once():
-        _introduce(job, state, log)
+        _introduce(job, state, log, timed=deadline < math.inf)
         report, last_kept = partial(_report, job, saves, guard, log), partial(_last_kept, saves)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         due = False
@@ -165,7 +178,8 @@ def _loop(
                     report(*pending)
                 pending = number, metrics
 
-                last, stop = number == config.steps, number == stop_after or interrupted(number)
+                last = number == config.steps or time.monotonic() > deadline
+                stop = number == stop_after or interrupted(number)
                 due = due or last or stop or number % config.checkpoint_every == 0
                 if due:  # no checkpoint is kept of a step that was not seen to be finite
                     report(*pending)
@@ -182,17 +196,19 @@ def _loop(
                 if stop:
                     place = "there" if save else "the last checkpoint"
                     log.say(f"stopped after step {number}: the same command resumes from {place}")
+                if stop or last:
                     break
-        _conclude(job, saves, state, first, log)
+        ended = int(state.step) == config.steps or time.monotonic() > deadline
+        _conclude(job, saves, state, ended and first < int(state.step), log)
     return state
 
 
-def _introduce(job: Job, state: TrainState, log: Log) -> None:
+def _introduce(job: Job, state: TrainState, log: Log, *, timed: bool) -> None:
     config, devices, ranks = job.config, jax.devices(), jax.process_count()
     log.say(
         f"{job.data.info.name}: {job.data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
         f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "
-        f"{int(state.step)} to {config.steps}"
+        f"{int(state.step)}{' on' if timed else f' to {config.steps}'}"
     )
     if (warmup := build.warmup(config)) < config.warmup:
         log.say(f"a warm-up of {config.warmup} steps is as long as the run: it is shortened to {warmup}")
@@ -290,11 +306,11 @@ def _rescuing(job: Job, state: Callable[[], TrainState]) -> Generator[None]:
         ) from error
 
 
-def _conclude(job: Job, saves: ocp.CheckpointManager, state: TrainState, first: int, log: Log) -> None:
+def _conclude(job: Job, saves: ocp.CheckpointManager, state: TrainState, ended: bool, log: Log) -> None:
     """After the last step: looks whether ∅ was learned, and says what to do next."""
     if job.config.task != "flow" or saves.latest_step() is None:
         return
-    if first < int(state.step) == saves.latest_step() == job.config.steps:
+    if ended and int(state.step) == saves.latest_step():
         model: Model = job.assembly.model._replace(params=state.ema, step=int(state.step))
         if sampling.guided_by_null(model):
             null = sampling.check_null(model, job.config.seed)  # all processes together

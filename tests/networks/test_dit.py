@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from flowguide.networks.attention import attend
-from flowguide.networks.dit import DiT, DiTBlock, _from_patches, _to_patches, sincos_2d
+from flowguide.networks.dit import DiT, DiTBlock, _from_patches, _to_patches, sincos_positions
 from flowguide.networks.layers import layer_norm, modulate
 from tests.support.tiny_networks import FIELDS, SHAPE, SMALL, build, draw, full_condition, inputs, noisy
 
@@ -24,9 +24,9 @@ def test_scanned_blocks_are_the_same_blocks_one_after_the_other(params):
         nnx.update(model, params)
         embedded = model.condition(c, len(x))
         signal = nnx.silu(model.time(t) + embedded.vector)
-        h = model.inlet(_to_patches(x, 2)) + sincos_2d(2, 2, 16)
+        h = model.inlet(_to_patches(x, 2)) + sincos_positions((2, 2), 24)
         for i in range(2):
-            block = nnx.eval_shape(lambda: DiTBlock(16, 2, 4, 16, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))
+            block = nnx.eval_shape(lambda: DiTBlock(24, 2, 4, 24, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))
             nnx.update(block, jax.tree.map(lambda p, i=i: p[i], params["blocks"]))
             h = block(h, signal, embedded.sequence, embedded.mask, (2, 2))
         scale, shift = jnp.split(model.film(signal), 2, axis=-1)
@@ -50,22 +50,6 @@ def test_fresh_blocks_are_identities():
     block = DiTBlock(8, 2, 4, None, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     x, signal = draw(0, 2, 5, 8), jnp.ones((2, 8))
     np.testing.assert_array_equal(block(x, signal, None, None, (1, 5)), x)
-
-
-def test_patches_are_squares_of_the_image_and_come_back():
-    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
-    patches = _to_patches(x, 2)
-    assert patches.shape == (2, 6, 12)
-    np.testing.assert_array_equal(patches[1, 4].reshape(2, 2, 3), x[1, 2:4, 2:4])
-    np.testing.assert_array_equal(_from_patches(patches, 2, x.shape), x)
-
-
-def test_positions_are_distinct_and_separable():
-    table = sincos_2d(3, 5, 16)
-    assert table.shape == (15, 16)
-    assert float(jnp.linalg.norm(table[:, None] - table[None], axis=-1)[~np.eye(15, dtype=bool)].min()) > 0.5
-    # sin² + cos² = 1 for each of the 8 frequencies.
-    np.testing.assert_allclose(jnp.sum(table**2, axis=-1), 8.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -17,9 +17,9 @@ def absent(*names: str) -> Condition:
     return Condition(c.value, present)
 
 
-def test_shape_dtype_and_zero_at_the_start(tiny):
-    _, _, fresh, params, velocity = tiny
-    (t, x), c = inputs(), full_condition()
+def test_shape_dtype_and_zero_at_the_start(each):
+    _, shape, _, fresh, params, velocity = each
+    (t, x), c = inputs(shape), full_condition()
     for p in (fresh, params):
         u = velocity(p, t, x, c)
         assert u.shape == x.shape
@@ -40,10 +40,11 @@ def test_values_of_absent_fields_have_no_influence(tiny, gradient):
 
 
 @pytest.mark.parametrize("field", list(FIELDS))
-def test_every_field_matters_where_it_is_present(tiny, field):
-    _, _, _, params, velocity = tiny
-    (t, x), c = inputs(), full_condition()
-    moved = jnp.abs(velocity(params, t, x, c) - velocity(params, t, x, absent(field))).max(axis=(1, 2, 3))
+def test_every_field_matters_where_it_is_present(each, field):
+    _, shape, _, _, params, velocity = each
+    (t, x), c = inputs(shape), full_condition()
+    change = velocity(params, t, x, c) - velocity(params, t, x, absent(field))
+    moved = jnp.abs(change).max(axis=tuple(range(1, x.ndim)))
     assert float(moved[jnp.array([0, 2])].min()) > 1e-3
     np.testing.assert_allclose(moved[jnp.array([1, 3])], 0.0, atol=1e-5)
 
@@ -62,9 +63,9 @@ def test_null_tokens_learn_from_absent_examples_alone(tiny, gradient):
         chex.assert_trees_all_equal(dropped[table], jax.tree.map(jnp.zeros_like, dropped[table]))
 
 
-def test_an_example_depends_on_its_own_inputs_alone(tiny):
-    _, _, _, params, velocity = tiny
-    (t, x), c = inputs(), absent("kind", "text")
+def test_an_example_depends_on_its_own_inputs_alone(each):
+    _, shape, _, _, params, velocity = each
+    (t, x), c = inputs(shape), absent("kind", "text")
     order = jnp.array([2, 0, 3, 1])
     shuffled = velocity(params, *jax.tree.map(lambda a: a[order], (t, x, c)))
     np.testing.assert_allclose(shuffled, velocity(params, t, x, c)[order], atol=1e-5)
@@ -163,11 +164,16 @@ def test_wrong_fields_are_named(c, message):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unet", {"multipliers": (1, 1, 1, 1)}, "divisible by 8; got 4x4"),
+        ("unet", {"multipliers": (1, 1, 1, 1)}, r"unet with 4 levels needs sides divisible by 8; got \(4, 4\): give"),
+        ("unet", {"shape": (30, 15, 1)}, r"unet with 2 levels needs sides divisible by 2; got \(30, 15\): give fewer"),
+        ("unet", {"shape": (4, 6, 5, 1)}, r"divisible by 2; got \(4, 6, 5\)"),
+        ("unet", {"shape": (5, 1)}, r"divisible by 2; got \(5,\)"),
         ("unet", {"attention": (3,)}, r"among \[4, 2\]; got \(3,\)"),
         ("unet", {"attention": ()}, "token fields.*attention"),
-        ("dit", {"patch": 3}, "3x3 do not tile 4x4"),
-        ("dit", {"heads": 3}, "width=16, heads=3"),
+        ("dit", {"patch": 3}, r"dit with patch=3 needs sides divisible by 3; got \(4, 4\): give a patch"),
+        ("dit", {"shape": (4, 6, 5, 1)}, r"divisible by 2; got \(4, 6, 5\)"),
+        ("dit", {"heads": 5}, "heads and by 4; got width=24, heads=5: try width=40"),
+        ("dit", {"shape": (4, 4, 4, 1), "width": 16}, "heads and by 6; got width=16, heads=2: try width=18"),
         *((name, {"dtype": "int32"}, "'float32' or 'bfloat16'; got 'int32'") for name in NETWORKS),
     ],
 )
@@ -211,8 +217,9 @@ def test_usual_image_sizes(name, side):
         ("dit", {"heads": 0}, "heads must be a whole number"),
         ("dit", {"ratio": 0}, "ratio must be a whole number"),
         ("dit", {"unroll": 0}, "unroll must be a whole number"),
-        ("unet", {"shape": (2,)}, r"unet takes images \(H, W, C\): use mlp; got shape \(2,\)"),
-        ("dit", {"shape": (4, 4)}, r"dit takes images \(H, W, C\): use mlp; got shape \(4, 4\)"),
+        ("unet", {"shape": (2,)}, r"unet takes signals \(T, C\), images .* and volumes .*; got shape \(2,\): use mlp"),
+        ("dit", {"shape": (2,)}, r"dit takes signals .*; got shape \(2,\): use mlp"),
+        ("dit", {"shape": (2,) * 5}, r"dit takes signals .*; got shape \(2, 2, 2, 2, 2\): use mlp"),
     ],
     ids=str,
 )

@@ -21,10 +21,10 @@ WITH_ATTENTION = {"unet": (0, 6, 7), "dit": (0, 1)}
 plain_attend = attention.attend
 
 
-def weights_of_blur(height: int, width: int, sigma: float) -> np.ndarray:
+def weights_of_blur(grid: tuple[int, ...], sigma: float) -> np.ndarray:
     """Of each token (row) over each token (column), one pair after the other."""
-    places = [(i, j) for i in range(height) for j in range(width)]
-    w = [[math.exp(-((i - a) ** 2 + (j - b) ** 2) / (2 * sigma**2)) for a, b in places] for i, j in places]
+    places = list(np.ndindex(grid))
+    w = [[math.exp(-(math.dist(here, there) ** 2) / (2 * sigma**2)) for there in places] for here in places]
     return np.array(w) / np.sum(w, axis=1, keepdims=True)
 
 
@@ -35,7 +35,7 @@ def of_itself(q, k, v, mask=None):
 
 def with_blurred_queries(q, k, v, mask=None):
     side = math.isqrt(q.shape[1])
-    return plain_attend(jnp.einsum("ts,bshd->bthd", weights_of_blur(side, side, 0.8), q), k, v, mask)
+    return plain_attend(jnp.einsum("ts,bshd->bthd", weights_of_blur((side, side), 0.8), q), k, v, mask)
 
 
 def with_mean_query(q, k, v, mask=None):
@@ -159,16 +159,16 @@ def test_identity_attention_is_the_value_projection():
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 7.0, math.inf])
-@pytest.mark.parametrize("grid", [(3, 5), (1, 4), (4, 1)])
-def test_blur_is_a_gaussian_over_the_grid(grid: tuple[int, int], sigma):
-    q = draw(0, 2, grid[0] * grid[1], 3, 4)
+@pytest.mark.parametrize("grid", [(3, 5), (1, 4), (4, 1), (5,), (2, 3, 4)])
+def test_blur_is_a_gaussian_over_the_grid(grid: tuple[int, ...], sigma):
+    q = draw(0, 2, math.prod(grid), 3, 4)
     got = blurred(q, grid, sigma)
     if sigma == 0.01:
         want = q
     elif sigma == math.inf:
         want = jnp.broadcast_to(q.mean(axis=1, keepdims=True), q.shape)
     else:
-        want = jnp.einsum("ts,bshd->bthd", weights_of_blur(*grid, sigma), q)
+        want = jnp.einsum("ts,bshd->bthd", weights_of_blur(grid, sigma), q)
     np.testing.assert_allclose(got, want, atol=1e-6)
     assert blurred(q.astype(jnp.bfloat16), grid, sigma).dtype == jnp.bfloat16
 

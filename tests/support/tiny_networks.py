@@ -15,10 +15,12 @@ FIELDS = {
     "text": Tokens(4, ("", "red", "hat", "blue")),
 }
 SHAPE = (4, 4, 2)
+# One shape of each rank; the first side is that of the U-Net's attention.
+SHAPES = {"signal": (4, 2), "image": SHAPE, "volume": (4, 2, 6, 2)}
 SMALL = {
     "mlp": {"width": 16, "depth": 2, "refine": 8},
     "unet": {"width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "heads": 2},
-    "dit": {"width": 16, "depth": 2, "heads": 2},
+    "dit": {"width": 24, "depth": 2, "heads": 2},
 }
 BATCH = 4
 
@@ -38,8 +40,8 @@ def draw(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def inputs() -> tuple[jax.Array, jax.Array]:
-    return jnp.linspace(0.1, 0.9, BATCH), draw(1, BATCH, *SHAPE)
+def inputs(shape=SHAPE) -> tuple[jax.Array, jax.Array]:
+    return jnp.linspace(0.1, 0.9, BATCH), draw(1, BATCH, *shape)
 
 
 def noisy(params):

@@ -20,7 +20,7 @@ from tests.support.runs import small
             {"network": {"name": "mlp", "with": 3}},
             r"no setting 'with', did you mean 'width'\?: it takes width, depth, refine",
         ),
-        ({"network": {"name": "unet"}}, r"network 'unet' for mixture2d .*unet takes images \(H, W, C\): use mlp"),
+        ({"network": {"name": "unet"}}, r"network 'unet' for mixture2d .*unet takes .*got shape \(2,\): use mlp"),
         ({"network": {"name": "mlp", "width": 0}}, "width must be a whole number of at least 1; got 0"),
         ({"task": "classifier", "network": {"name": "mlp", "depth": 0}}, "depth must be a whole number"),
         ({"times": {"name": "sway", "mean": 3.0}}, "times 'sway' has no setting 'mean': it takes k"),

@@ -10,13 +10,22 @@ import numpy as np
 
 from flowguide.errors import UserError
 from flowguide.schema.fields.field import Column, Field, check_setting
+from flowguide.schema.standard import check_standard, restored
 from flowguide.typing import Array, PRNGKey
 
 
 class Vector(NamedTuple):
-    """A field with a continuous vector, float32 ``(B, size)``."""
+    """A field with a continuous vector, float32 ``(B, size)``, which the network sees standardised.
+
+    Attributes:
+      size: number of its entries.
+      mean: of each entry, subtracted; empty for zeros.
+      scale: of each entry, divided by; empty for ones.
+    """
 
     size: int
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
     kind = "vector"
     dtype = np.float32
@@ -40,10 +49,11 @@ class Vector(NamedTuple):
     def from_json(cls, content: dict[str, Any]) -> Vector:
         field = cls(**content)
         check_setting("size", field.size)
+        check_standard(field.size, field.mean, field.scale)
         return field
 
     def to_json(self) -> dict[str, Any]:
-        return self._asdict()
+        return {name: value for name, value in self._asdict().items() if value}
 
     def column(self, name: str, rows: Sequence[Any]) -> np.ndarray:
         return np.asarray(rows, np.float32).reshape(-1, self.size)
@@ -67,7 +77,7 @@ class Vector(NamedTuple):
         return None
 
     def random(self, key: PRNGKey, num: int) -> Array:
-        return jax.random.normal(key, (num, self.size))
+        return restored(jax.random.normal(key, (num, self.size)), self.mean, self.scale)
 
 
 def _float32(numbers: Any) -> np.ndarray:

@@ -1,0 +1,70 @@
+"""A config for data that have none: network, size and steps from the kind and the number of examples."""
+
+from __future__ import annotations
+
+import math
+
+from ml_collections import ConfigDict
+
+from flowguide.config.choices import complete
+from flowguide.config.defaults import Config, default
+from flowguide.networks.embed import has_sequence
+from flowguide.schema import DataInfo
+
+SMALLEST_SIDE = 4  # of the coarsest level of a U-Net
+ATTENDED = 256  # positions of a level up to which its blocks have attention
+MANY = 10**7  # steps, more than any limit of minutes allows
+
+
+def config_for(info: DataInfo, size: int, *, timed: bool) -> Config:
+    """Returns a complete config.
+
+    Vectors get an MLP; signals, images and volumes a U-Net with as many levels as their sides can be halved.
+
+    Args:
+      info: of the data.
+      size: number of examples to train on.
+      timed: whether a limit of minutes ends the run rather than a number of steps. Then the learning rate does not
+        decay, as nobody knows when to; an average over a fixed share of the training so far takes its place.
+    """
+    c = default()
+    vectors = len(info.shape) < 2 or max(info.shape[:-1]) < SMALLEST_SIDE
+    c.network = ConfigDict(_mlp(info, size) if vectors else _unet(info))
+    every = 2000 if vectors else 250
+    c.batch_size = 256 if vectors else 64
+    c.lr = 1e-3 if vectors else 2e-3
+    c.steps = MANY if timed else 20_000 if vectors else 8_000
+    c.decay = "none" if timed else "cosine"
+    c.ema = ConfigDict({"name": "power", "std": 0.1 if timed else 0.05})
+    c.stratified = True
+    c.use = "best"  # a small set is soon learned by heart
+    c.drop_field_rate = (0.0, 1.0) if len(info.fields) > 2 else (0.1, 0.1)
+    c.log_every, c.eval_every, c.checkpoint_every = every // 10, every, every
+    c.eval_examples = 1024 if vectors else 256
+    c.preview.update({"every": 0 if timed else every, "gammas": (1.0, 2.0)})
+    return complete(c)
+
+
+def _mlp(info: DataInfo, size: int) -> dict[str, object]:
+    # A wide network learns a small set by heart.
+    width = 64 if size < 500 else 128 if size < 5_000 else 256
+    return {"name": "mlp", "width": max(width, min(512, 2 * math.prod(info.shape))), "depth": 4}
+
+
+def _unet(info: DataInfo) -> dict[str, object]:
+    sides, multipliers, attention = info.shape[:-1], [1], []
+    pixels = math.prod(sides)
+    while len(multipliers) < 4 and all(side % 2 == 0 and side // 2 >= SMALLEST_SIDE for side in sides):
+        sides = tuple(side // 2 for side in sides)
+        multipliers.append(2)
+    if math.prod(sides) <= ATTENDED or has_sequence(info.fields):
+        attention = [sides[0]]
+    width = 32 if pixels <= 32**2 else 64
+    return {
+        "name": "unet",
+        "width": width,
+        "multipliers": tuple(multipliers),
+        "blocks": 1,
+        "attention": tuple(attention),
+        "dtype": "float32",
+    }

@@ -1,0 +1,125 @@
+"""``fit``: from arrays, or a path, to a model in one call. It trains as ``train.py`` does."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowguide import sampling, storage
+from flowguide.build import Splits
+from flowguide.config import Config, config_for
+from flowguide.data import describe_table, of_arrays, open_path, open_table
+from flowguide.errors import UserError
+from flowguide.model import Model
+from flowguide.networks import Network
+from flowguide.schema import DataInfo
+from flowguide.training.loop import train
+
+MINUTES = 5.0  # that a fit takes if nothing says how long
+EXAMPLES = "examples"  # their column, beside those of the conditions
+
+
+def fit(
+    x: Any,
+    condition: Any = None,
+    *,
+    workdir: str | Path | None = None,
+    minutes: float | None = None,
+    config: Config | None = None,
+    network: Network | None = None,
+    fields: Sequence[str] | None = None,
+    example: Sequence[str] = (),
+    image_size: int | None = None,
+    name: str = "data",
+) -> Model:
+    """Trains a flow-matching model of p(x | condition), and returns it.
+
+    ```python
+    model = flowguide.fit(images, labels, workdir="runs/mine", minutes=5)
+    x = model.sample("cat", num=16, gamma=2.0)
+    ```
+
+    What the examples and the conditions are follows from dtypes and shapes, and is printed. Numbers are standardised,
+    and samples are in your units again. A tenth of the examples is held out to validate with. Ctrl-C ends the training
+    early with a model that can be used; the same call goes on from there.
+
+    Args:
+      x: examples ``(N, ...)``: uint8 images ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, d)``, signals
+        ``(N, T, C)``, images or volumes of floats ``(N, [D,] H, W, C)``; or a path, see ``data.files.tables_of``.
+      condition: one for each example: whole numbers or texts of few different values are classes, other texts are
+        captions, other numbers ``(N,)`` or ``(N, k)`` are vectors; or a dict of several by name. None trains without.
+      workdir: folder of the run; ``load`` finds the model there. By default a new temporary folder, which is printed.
+      minutes: to train for, compilation included; by default 5, or what ``config`` says.
+      config: settings of ``train.py``, if you want to choose them: ``config.default()``, changed.
+      network: a network of your own (``networks.as_network`` of an NNX module, or ``Network(init, velocity)`` of pure
+        functions). ``load`` needs it again.
+      fields: of a path, the columns of the condition; by default all that are no examples.
+      example: of a path, the columns that are the examples.
+      image_size: of a path, the side to which images are cropped and resized.
+      name: of the data, for messages.
+
+    Raises:
+      UserError: for data that cannot be used, before anything is computed or written.
+    """
+    data = _opened(x, condition, name, example, fields, image_size)
+    if minutes is None and config is None:
+        minutes = MINUTES
+    chosen: Config = config or config_for(data.train.info, data.train.size, timed=minutes is not None)
+    chosen = chosen.copy_and_resolve_references()
+    if network is not None:
+        with chosen.unlocked():
+            chosen.network = {"name": "given"}
+    if isinstance(x, str | Path):
+        chosen.data.update({"path": str(x), "example": tuple(example), "fields": tuple(fields or ())})
+    place = tempfile.mkdtemp(prefix="flowguide-") if workdir is None else workdir
+    print(describe(data), file=sys.stderr)
+    print(f"the run is in {place}", file=sys.stderr)
+    train(chosen, place, data=data, network=network, minutes=minutes)
+    return sampling.load(storage.path(place), network=network)
+
+
+def describe(data: Splits) -> str:
+    """Returns what the data are found to be, in one line for examples and one for each field."""
+    info = data.train.info
+    lines = [f"{data.train.size:,} examples to train on and {data.test.size:,} held out: {_kind(info)}"]
+    lines += [f"conditioned on {name}: {field.kind}, {field.takes:.200}" for name, field in info.fields.items()]
+    return "\n".join(lines if info.fields else [*lines, "not conditioned on anything"])
+
+
+def _kind(info: DataInfo) -> str:
+    if info.examples.as_pictures:
+        return "images of {} x {} pixels, {} channels".format(*info.shape)
+    names = {1: "vectors of {} numbers", 2: "signals of {} steps, {} channels"}
+    text = names.get(len(info.shape), "float arrays of shape " + " x ".join(["{}"] * len(info.shape)))
+    return text.format(*info.shape)
+
+
+def _opened(
+    x: Any,
+    condition: Any,
+    name: str,
+    example: Sequence[str],
+    fields: Sequence[str] | None,
+    image_size: int | None,
+) -> Splits:
+    if isinstance(x, str | Path):
+        if condition is not None:
+            raise UserError(f"got a condition beside the path {x}: name columns of the path, fields=[...]")
+        return Splits(*open_path(x, example, fields, image_size=image_size))
+    if example or fields is not None or image_size is not None:
+        raise UserError("example, fields and image_size are for paths; give arrays as x and condition")
+    if condition is None:
+        conditions: Mapping[str, Any] = {}
+    else:
+        single = "label" if np.asarray(condition).dtype.kind in "biuU" else "c"
+        conditions = condition if isinstance(condition, Mapping) else {single: condition}
+    if EXAMPLES in conditions:
+        raise UserError(f"got a condition called {EXAMPLES!r}, as the examples are: call it something else")
+    table = of_arrays(name, {EXAMPLES: x, **conditions})
+    info = describe_table(table, (EXAMPLES,), tuple(conditions))
+    return Splits(*(open_table(table, split, info, (EXAMPLES,)) for split in ("train", "test")))

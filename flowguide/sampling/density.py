@@ -1,0 +1,109 @@
+"""Log-densities under a model, in the units of the data."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowguide import likelihood
+from flowguide.errors import UserError
+from flowguide.model import Model
+from flowguide.sampling.checks import check, resolve_defaults
+from flowguide.sampling.config import DEFAULT, SamplerConfig
+from flowguide.sampling.draw import Functions, functions_of
+from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity
+from flowguide.sampling.request import SampleRequest, request
+from flowguide.schema import Vectors
+from flowguide.schema.conditions import Cond
+from flowguide.times import grid
+from flowguide.typing import Array, PyTree
+
+EXACT = 64  # dimensions up to which the divergence is exact
+
+
+def log_prob(
+    model: Model,
+    x: Any,
+    cond: Cond = "",
+    *,
+    gamma: float | np.ndarray = 1.0,
+    negative: Cond = (),
+    gamma_negative: float = 1.0,
+    config: SamplerConfig = DEFAULT,
+    steps: int = 50,
+    probes: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1024,
+) -> np.ndarray:
+    """Returns the log-density of each x under the flow of the model, in nats and in the units of the data.
+
+    It integrates the divergence along the flow (see ``likelihood``) by RK4. With γ other than 1 it is the density of
+    the guided sampler, which is not p(x)^(1−γ)·p(x|c)^γ.
+
+    Args:
+      model: of arrays of floats. Pixels are discrete: for images see ``likelihood.bits_per_dimension``.
+      x: ``(N, *D)``.
+      cond: for all or one each, in any of the forms that ``sample`` takes.
+      gamma: guidance scale γ, one number or ``(N,)``.
+      negative: as in ``sample``.
+      gamma_negative: as in ``sample``.
+      config: how to guide; its solver and steps are not used.
+      steps: of the solve.
+      probes: None computes the divergence exactly, for up to 64 dimensions; a number estimates it with so many random
+        vectors an example.
+      seed: of those vectors.
+      batch_size: examples at a time.
+
+    Returns:
+      float32 ``(N,)``.
+
+    Raises:
+      UserError: for a model of images, another shape, or more dimensions than can be exact without ``probes``.
+    """
+    info = model.info
+    if not isinstance(info.examples, Vectors):
+        raise UserError(f"log_prob is of arrays of floats, and {info.name} has images, which are discrete")
+    x = np.asarray(x, np.float32)
+    if x.shape[1:] != info.shape or x.ndim == 0 or not len(x):
+        raise UserError(f"got x of shape {x.shape}, expected (N, {', '.join(map(str, info.shape))})")
+    size = int(np.prod(info.shape))
+    if probes is None and size > EXACT:
+        raise UserError(f"an exact log-density takes {size} derivatives a step: set probes=8, say, to estimate it")
+    config = resolve_defaults(config._replace(solver=None, sampler="flow"), model)
+    asked = request(model, cond, len(x), gamma, negative, gamma_negative)
+    check(model, asked, config)
+    program = _program(functions_of(model), config, steps, probes)
+    found = []
+    for start in range(0, len(x), batch_size):
+        rows = np.arange(start, start + batch_size) % len(x) if len(x) > batch_size else np.arange(len(x))
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(rows))
+        each = jax.tree.map(lambda a, rows=rows: a[rows], (asked.c, asked.negatives, asked.gamma))
+        part = asked._replace(c=each[0], negatives=each[1], gamma=each[2])
+        found.append(np.asarray(program(model.params, keys, info.examples.to_model(x[rows]), part)))
+    values = np.concatenate(found)[: len(x)] - info.examples.log_volume
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{int((~np.isfinite(values)).sum())} of {len(values)} log-densities are not finite: take more steps"
+        )
+    return values
+
+
+@lru_cache(maxsize=32)
+def _program(functions: Functions, config: SamplerConfig, steps: int, probes: int | None) -> Any:
+    @jax.jit
+    def program(params: PyTree, keys: Array, x: Array, asked: SampleRequest) -> Array:
+        velocity = partial(functions.network.velocity, params)
+        if functions.gamma_conditioned:
+            guided, _ = gamma_conditioned_velocity(velocity, asked)
+        else:
+            guided, _ = guided_velocity(velocity, functions.path, config, asked, None)
+        split = likelihood.exact_divergence()
+        if probes is not None:
+            split = likelihood.hutchinson(keys, functions.shape, probes)
+        return likelihood.log_density(guided, x, divergence=split, ts=grid(steps)).log_density
+
+    return program

@@ -1,0 +1,45 @@
+"""Standardisation of numbers along their last axis, recorded in a run so that it can be undone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowguide.kinds import fits
+
+
+def standardised(x: Any, mean: Sequence[float], scale: Sequence[float]) -> Any:
+    """Returns (x - mean) / scale along the last axis; an empty mean is 0 and an empty scale 1. Works inside ``jit``."""
+    x = x - np.asarray(mean, np.float32) if mean else x
+    return x / np.asarray(scale, np.float32) if scale else x
+
+
+def restored(x: Any, mean: Sequence[float], scale: Sequence[float]) -> Any:
+    """Undoes ``standardised``."""
+    x = x * np.asarray(scale, np.float32) if scale else x
+    return x + np.asarray(mean, np.float32) if mean else x
+
+
+def moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and the standard deviation of ``(N, ..., d)`` over all axes but the last.
+
+    The standard deviation of a column that never changes is given as 1.
+    """
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    # Of a column that does not change, rounding may leave a tiny deviation.
+    changes = rows.max(axis=0) > rows.min(axis=0)
+    mean, scale = rows.mean(axis=0), np.where(changes, rows.std(axis=0), 1.0)
+    scale = np.where(scale > 0, scale, 1.0)
+    return tuple(mean.astype(np.float32).tolist()), tuple(scale.astype(np.float32).tolist())
+
+
+def check_standard(size: int, mean: Any, scale: Any) -> None:
+    """Raises ValueError unless both are empty or ``size`` finite numbers, and those of ``scale`` are above 0."""
+    for name, numbers in (("mean", mean), ("scale", scale)):
+        if not fits(numbers, Sequence[float]) or len(numbers) not in (0, size) or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{name} is {numbers!r:.60}, not {size} finite numbers")
+    if any(number <= 0 for number in scale):
+        raise ValueError(f"scale is {scale!r:.60}, not numbers above 0")
