@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from flowguide import checkpoint, processes, storage
 from flowguide.config import Config, check_same_run, read_config
 from flowguide.errors import UserError
 from flowguide.lock import only_trainer
+from flowguide.schema import DataInfo, info_from_json
 
 
 def open_workdir(
@@ -43,6 +45,7 @@ def open_workdir(
         check_folder = held.enter_context(only_trainer(workdir))
         if (workdir / "config.json").exists() and checkpoint.any_in(workdir):
             check_same_run(read_config(workdir, trusted=config.network.name), config, force)
+            _check_same_data(workdir, files["info.json"])
         mark.touch()
     processes.wait("workdir")
     found = processes.all_true(mark.exists())
@@ -55,6 +58,21 @@ def open_workdir(
         for name, text in files.items():
             storage.replace_text(workdir / name, text)
     return check_folder
+
+
+def _check_same_data(workdir: Path, info: str) -> None:
+    """Raises ``UserError`` if the run learned from data of another kind, whose description must not be overwritten."""
+    try:
+        stored = info_from_json(json.loads(storage.read_text(workdir / "info.json")))
+    except (OSError, ValueError, RecursionError):  # lost or damaged, and written again
+        return
+    now = info_from_json(json.loads(info))
+    if stored != now:
+        what = next(name for name in DataInfo._fields if getattr(stored, name) != getattr(now, name))
+        raise UserError(
+            f"{workdir} holds a run on other data, whose {what} differ: train on the same data to resume it, or in "
+            "another folder"
+        )
 
 
 def prepare_folder(folder: Path) -> None:

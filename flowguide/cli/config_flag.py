@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import flowguide
+from flowguide.build import Splits
 from flowguide.config import CHOICES, Config, check_types, complete
 from flowguide.errors import UserError, hint
 
@@ -34,9 +35,7 @@ def config_and_rest(values: flags.FlagValues, arguments: Sequence[str]) -> list[
       UserError: if no config is named, it cannot be loaded, or it has no such setting.
     """
     name, rest = _split(arguments)
-    if name is None:
-        raise UserError("expected --config=NAME, an experiment such as avatars; --help lists all flags")
-    config = _loaded(name)
+    config = _of_data(rest, None if name is None else _loaded(name))
     for _, task in _given(["task"], rest):  # a classifier's networks have other settings
         config.task = task
     for setting, option in _given([f"{choice}.name" for choice in CHOICES], rest):
@@ -56,6 +55,58 @@ def config_and_rest(values: flags.FlagValues, arguments: Sequence[str]) -> list[
     except (ValueError, flags.Error) as error:
         raise UserError(f"the flags cannot be read: {error}") from error
     return rest
+
+
+def define_data_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of data that are a file or a folder, which ``config_and_rest`` reads."""
+    flags.DEFINE_string(
+        "data",
+        None,
+        "a file or folder to train on: images in a folder for each class or with a metadata.csv, .npz, .npy, .csv, "
+        ".parquet, or a Hugging Face data set on disk; without --config, network and size are chosen for it",
+        flag_values=values,
+    )
+    flags.DEFINE_string("example", None, "columns of --data that are the examples, as a,b,c", flag_values=values)
+    flags.DEFINE_string("fields", None, "columns of --data that are the condition, as a,b,c", flag_values=values)
+    flags.DEFINE_integer(
+        "image_size", None, "crop and resize the images of --data to this side", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_float("minutes", None, "train for so long, instead of a number of steps", flag_values=values)
+
+
+DATA_FLAGS = ("example", "fields", "image_size")
+
+
+def _of_data(arguments: Sequence[str], config: Config | None) -> Config:
+    """Returns the config with what ``--data`` and its flags say, or without a config one that is made for the data.
+
+    Raises:
+      UserError: if there is neither, the flags have no ``--data``, or the data cannot be used.
+    """
+    asked = dict(_flags(("data", *DATA_FLAGS, "minutes"), arguments))
+    if "data" not in asked:
+        if alone := [name for name in DATA_FLAGS if name in asked]:
+            raise UserError(f"--{alone[0]} is about --data=PATH; got none: give it, or --config.data.*")
+        if config is None:
+            raise UserError(
+                "expected --config=NAME, an experiment such as avatars, or --data=PATH, a file or folder; --help lists "
+                "all flags"
+            )
+        return config
+    example, fields = (tuple(filter(None, asked.get(name, "").split(","))) for name in ("example", "fields"))
+    if not asked.get("image_size", "0").isdecimal():
+        raise UserError(f"--image_size takes a side in pixels; got {asked['image_size']!r:.100}")
+    size = int(asked.get("image_size", "0"))
+    if config is None:
+        from flowguide.config import config_for
+        from flowguide.data import open_path
+        from flowguide.fitting import describe
+
+        data = Splits(*open_path(asked["data"], example, fields or None, image_size=size or None))
+        print(describe(data))
+        config = config_for(data.train.info, data.train.size, timed="minutes" in asked)
+    config.data.update({"path": asked["data"], "example": example, "fields": fields, "image_size": size})
+    return config
 
 
 def load_config(name: str) -> Config:
@@ -127,9 +178,15 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _given(settings: Sequence[str], arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Returns which of some settings the arguments change, and to what."""
-    names, found = "|".join(map(re.escape, settings)), []
+    found = _flags([f"config.{setting}" for setting in settings], arguments)
+    return [(name.removeprefix("config."), value) for name, value in found]
+
+
+def _flags(names: Sequence[str], arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the flags of these names among the arguments, with their values."""
+    any_of, found = "|".join(map(re.escape, names)), []
     for i, argument in enumerate(arguments):
-        if match := re.fullmatch(f"--?config\\.({names})(?:=(.*))?", argument, re.DOTALL):
+        if match := re.fullmatch(f"--?({any_of})(?:=(.*))?", argument, re.DOTALL):
             following = arguments[i + 1] if i + 1 < len(arguments) else ""
             found.append((match[1], match[2] if match[2] is not None else following))
     return found

@@ -9,7 +9,7 @@ from absl import flags
 
 from flowguide import storage
 from flowguide.cli.command import Command
-from flowguide.data import OURS, describe_dataset, prepare
+from flowguide.data import OURS, describe_dataset, is_path, open_path, prepare
 from flowguide.data.preparing import find_builder
 from flowguide.errors import UserError, hint
 
@@ -17,7 +17,7 @@ DESCRIPTION = """
 Prepares, describes and lists data sets.
 
   flowguide data prepare fashion_mnist --files=DIR    prepare a set, so that it can be read without TensorFlow
-  flowguide data describe avatars                     shape, kind and fields of a set
+  flowguide data describe avatars                     shape, kind and fields of a set, or of a file or folder
   flowguide data list                                 what is prepared, and what could be
 """
 ACTIONS = ("prepare", "describe", "list")
@@ -59,7 +59,12 @@ def _prepare(name: str, data_dir: str | None, files: str | None) -> None:
 
 
 def _describe(name: str, data_dir: str | None) -> None:
-    info = describe_dataset(name, data_dir=data_dir)
+    if name not in OURS and is_path(name):
+        train, test = open_path(name)
+        print(f"{train.size:,} examples to train on, {test.size:,} held out")
+        info = train.info
+    else:
+        info = describe_dataset(name, data_dir=data_dir)
     print(f"{name}: {info.examples.kind} {info.shape}")
     for field_name, field in info.fields.items():
         print(textwrap.fill(f"{field_name}: {field.kind}, takes {field.takes}", 100, subsequent_indent="    "))

@@ -7,6 +7,7 @@ from absl import flags
 from flowguide import storage
 from flowguide.cli.command import Command
 from flowguide.cli.common import define_process_flags, join_processes, keep_compiled
+from flowguide.cli.config_flag import define_data_flags
 from flowguide.config import FORCEABLE, settings_help
 from flowguide.errors import UserError
 from flowguide.training.loop import train
@@ -15,6 +16,7 @@ DESCRIPTION = """
 Trains a conditional velocity network by flow matching, or a classifier of noisy data to guide one.
 
   flowguide train --config=avatars --workdir=runs/avatars --config.lr=3e-4
+  flowguide train --data=photos/ --workdir=runs/photos --minutes=30
 
 Re-running the command resumes bit-exactly from the last checkpoint, including data order. Every setting of the config
 can be changed on the command line.
@@ -44,13 +46,14 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "stop_after", None, "save and stop after this step, as if interrupted", lower_bound=1, flag_values=values
     )
+    define_data_flags(values)
     define_process_flags(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Trains."""
     if values.workdir is None:
-        raise UserError("expected --config=NAME and --workdir=DIR; --help lists all flags")
+        raise UserError("expected --workdir=DIR, and --config=NAME or --data=PATH; --help lists all flags")
     workdir = storage.path(values.workdir)
     join_processes(values)
     profile = None
@@ -61,7 +64,7 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"--profile_steps takes two steps, as 100,110; got {values.profile_steps}") from None
         profile = start, stop
     keep_compiled(storage.path(values.cache_dir) if values.cache_dir else workdir / "compiled")
-    train(values.config, workdir, values.stop_after, force=values.force, profile=profile)
+    train(values.config, workdir, values.stop_after, force=values.force, profile=profile, minutes=values.minutes)
 
 
 COMMAND = Command(DESCRIPTION, define, main, takes_config=True, epilogue=settings_help)

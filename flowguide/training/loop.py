@@ -19,7 +19,7 @@ from flowguide import build, checkpoint, processes, sampling, storage
 from flowguide.build import Splits
 from flowguide.config import Config, check_numbers, check_types, complete, config_text
 from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, numbers_of_batch
-from flowguide.errors import UserError, one_line
+from flowguide.errors import UserError, listed, one_line
 from flowguide.model import Model
 from flowguide.networks import Network, count_parameters
 from flowguide.schema import info_to_json
@@ -204,11 +204,12 @@ def _loop(
 
 
 def _introduce(job: Job, state: TrainState, log: Log, *, timed: bool) -> None:
-    config, devices, ranks = job.config, jax.devices(), jax.process_count()
+    config, devices, ranks, info = job.config, jax.devices(), jax.process_count(), job.data.info
+    end = " on" if timed else f" to {config.steps}"
     log.say(
-        f"{job.data.info.name}: {job.data.size:,} examples; {config.network.name}: {count_parameters(state.params):,} "
-        f"parameters; {len(devices)} x {devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step "
-        f"{int(state.step)}{' on' if timed else f' to {config.steps}'}"
+        f"{info.name}: {job.data.size:,} examples; conditioned on {listed(info.fields) or 'nothing'}; "
+        f"{config.network.name}: {count_parameters(state.params):,} parameters; {len(devices)} x "
+        f"{devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step {int(state.step)}{end}"
     )
     if (warmup := build.warmup(config)) < config.warmup:
         log.say(f"a warm-up of {config.warmup} steps is as long as the run: it is shortened to {warmup}")

@@ -1,0 +1,211 @@
+"""The front door: from arrays to a model, its samples and densities, and the run that it leaves."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import flowguide
+from flowguide import checkpoint, config, sampling, storage
+from flowguide.cli import main
+from flowguide.errors import UserError
+from flowguide.networks import MLP, as_network
+from flowguide.schema import Images, Label, Tokens, Vector, Vectors
+
+N = 200
+RNG = np.random.default_rng(0)
+LABELS = RNG.choice(["cat", "dog"], N)
+X = (RNG.normal(size=(N, 1)) * 10 + np.where(LABELS == "cat", 40, 60)[:, None]).astype(np.float32)
+
+
+def settings(steps=40, **changes):
+    c = config.default()
+    c.network = {"name": "mlp", "width": 16, "depth": 1}
+    c.update({"steps": steps, "batch_size": 32, "lr": 1e-2, "warmup": 5, "eval_every": 20, "checkpoint_every": 20})
+    c.preview.every = 0
+    c.update(changes)
+    return config.complete(c)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("fit") / "run"
+    return workdir, flowguide.fit(X, LABELS, workdir=workdir, config=settings(400), name="pets")
+
+
+def test_samples_are_in_the_units_of_the_data_and_follow_the_condition(run):
+    _, model = run
+    x = {name: model.sample(name, num=256, gamma=1.0, batch_size=256) for name in ("cat", "dog")}
+    for name, mean in (("cat", 40), ("dog", 60)):
+        assert x[name].shape == (256, 1)
+        assert abs(x[name].mean() - mean) < 4
+        assert 6 < x[name].std() < 14
+    np.testing.assert_array_equal(model.given(label="dog").sample(256), x["dog"])  # γ = 1, the distribution itself
+
+
+def test_a_density_integrates_to_one_in_the_units_of_the_data(run):
+    """The standardisation has its part in it: without, it would be 14, or with the wrong sign 200."""
+    _, model = run
+    axis = np.linspace(-60, 160, 441, dtype=np.float32)[:, None]
+    for condition in ("cat", ""):
+        density = np.exp(model.log_prob(axis, condition))
+        assert density.sum() * 0.5 == pytest.approx(1, abs=0.01)
+    at = model.given(label="cat").log_prob(axis[200:210], batch_size=4)
+    np.testing.assert_allclose(at, model.log_prob(axis[200:210], "cat"), rtol=1e-4, atol=1e-5)
+    estimated = model.log_prob(axis[200:210], "cat", probes=2)  # exact in one dimension
+    np.testing.assert_allclose(estimated, at, rtol=1e-4, atol=1e-5)
+
+
+def test_the_run_is_one_of_train(run, capsys):
+    workdir, model = run
+    again = flowguide.load(workdir)
+    assert again.info == model.info
+    assert model.info.fields == {"label": Label(("cat", "dog"))}
+    np.testing.assert_allclose(model.info.examples.mean, X.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.info.examples.scale, X.std(0), rtol=1e-5)
+    np.testing.assert_array_equal(again.sample("cat", num=8), model.sample("cat", num=8))
+    assert main(["sample", f"--workdir={workdir}", "--cond=dog", "--num=4", "--save=npz"]) in (0, None)
+    assert np.load(workdir / "samples" / "samples.npz")["x"].mean() > 30
+
+
+def test_other_data_do_not_resume_the_run(run):
+    workdir, model = run
+    other = X.copy()
+    other[7] += 1
+    with pytest.raises(UserError, match="run on other data, whose examples differ"):
+        flowguide.fit(other, LABELS, workdir=workdir, config=settings(500), name="pets")
+    mixed = X[::-1].copy()  # the same mean and deviation
+    with pytest.raises(UserError, match="version="):
+        flowguide.fit(mixed, LABELS, workdir=workdir, config=settings(500), name="pets")
+    assert flowguide.load(workdir).info == model.info
+
+
+def test_a_limit_of_minutes_ends_a_fit_which_then_goes_on(tmp_path, capsys):
+    for _ in range(2):
+        model = flowguide.fit(X, LABELS, workdir=tmp_path, minutes=0.03)
+    assert not any(jax.tree.leaves(jax.tree.map(lambda a: bool(np.isnan(a).any()), model.params)))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in capsys.readouterr().out.splitlines() if "from step" in line]
+    assert "from step 0 on" in told[0]
+    assert "from step 0 on" not in told[1]
+    assert steps == sorted(steps)
+
+
+def test_the_best_checkpoint_is_used_where_the_config_says_so(run):
+    workdir, _ = run
+    losses = {2: 0.3, 4: 0.1, 6: 0.2}
+    folder = workdir.parent / "scores" / "checkpoints"
+    for step, loss in losses.items():
+        storage.make_folder(folder / str(step) / "metrics", parents=True)
+        (folder / str(step) / "_CHECKPOINT_METADATA").write_text("{}")
+        (folder / str(step) / "metrics" / "metrics").write_text(json.dumps({"val_loss": loss}))
+    assert checkpoint.best_step(folder.parent) == 4
+    (folder / "4" / "metrics" / "metrics").write_text("{")
+    assert checkpoint.best_step(folder.parent) == 6
+    assert checkpoint.best_step(workdir.parent / "none") is None
+    with pytest.raises(UserError, match="newest or best"):
+        config.check_types(settings(use="last"))
+
+
+def test_a_network_of_ones_own_is_passed_again_to_load(tmp_path):
+    fields = {"label": Label(("cat", "dog"))}
+    network = as_network(lambda rngs: MLP((1,), fields, width=8, depth=2, rngs=rngs))
+    model = flowguide.fit(X, LABELS, workdir=tmp_path, config=settings(), network=network)
+    np.testing.assert_array_equal(
+        flowguide.load(tmp_path, network=network).sample("cat", num=4), model.sample("cat", num=4)
+    )
+    with pytest.raises(UserError, match=r"load\(workdir, network=...\)"):
+        flowguide.load(tmp_path)
+
+
+IMAGES = RNG.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+KINDS = {
+    "images": (IMAGES, RNG.integers(0, 3, 40), "unet", Images, {"label": Label}),
+    "signals": (RNG.normal(size=(40, 16, 2)), RNG.normal(size=40), "unet", Vectors, {"c": Vector}),
+    "volumes": (RNG.normal(size=(40, 4, 8, 8, 1)), None, "unet", Vectors, {}),
+    "vectors": (
+        RNG.normal(size=(40, 3)),
+        {"a": RNG.normal(size=(40, 2)), "b": [f"the {w} of {i}" for i, w in enumerate(["hat", "cat"] * 20)]},
+        "mlp",
+        Vectors,
+        {"a": Vector, "b": Tokens},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_gets_a_network_that_takes_it(name):
+    x, condition, network, kind, fields = KINDS[name]
+    from flowguide.fitting import _opened
+    from flowguide.model import from_config
+
+    data = _opened(x, condition, "data", (), None, None)
+    chosen = config.config_for(data.train.info, data.train.size, timed=True)
+    assert chosen.network.name == network
+    assert type(data.train.info.examples) is kind
+    assert {k: type(field) for k, field in data.train.info.fields.items()} == fields
+    model = from_config(chosen, data.train.info)
+    t, batch = np.full(3, 0.5, np.float32), data.test.read(np.arange(3))
+    params = jax.eval_shape(model.network.init, jax.random.key(0))
+    c = sampling.request(model, "", 3).c
+    seen = data.train.info.examples.to_model(batch.x)
+    u = jax.eval_shape(model.network.velocity, params, t, seen, c)
+    assert u.shape == (3, *data.train.info.shape)
+
+
+REFUSED = {
+    "lengths": ((X, LABELS[:-1]), {}, "199 values of 'label' for 200 of 'examples'"),
+    "nan": ((np.where(np.arange(N)[:, None] == 3, np.nan, X), LABELS), {}, "nan in 'examples', row 3 of data"),
+    "one class": ((X, ["cat"] * N), {}, "'label' with the same value in all rows"),
+    "path and condition": (("x.csv", LABELS), {}, "name columns of the path"),
+    "no file": (("x.csv",), {}, "where there is nothing"),
+    "fields of arrays": ((X, LABELS), {"fields": ["a"]}, "are for paths"),
+    "clash": ((X, {"examples": LABELS}), {}, "call it something else"),
+    "no time": ((X, LABELS), {"minutes": 0}, "minutes must be above 0"),
+    "ragged": (([[1.0], [2.0, 3.0]],), {}, "rows of different shapes"),
+    "texts": ((LABELS,), {}, "got texts in 'examples'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_fitted_is_refused_before_anything_is_written(name, tmp_path):
+    arguments, options, message = REFUSED[name]
+    with pytest.raises(UserError, match=message):
+        flowguide.fit(*arguments, workdir=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_shows_itself(run):
+    _, model = run
+    assert "pets" in repr(model)
+    assert "label: label" in repr(model)
+    assert model.show("cat", num=9).size[0] > 100
+    html = model._repr_html_()
+    assert html.startswith("&lt;flowguide model")
+    assert "data:image/png;base64,iVBOR" in html
+    with pytest.raises(UserError, match="unknown field 'colour'"):
+        model.given(colour="red")
+    with pytest.raises(UserError, match="expected \\(N, 1\\)"):
+        model.log_prob(np.zeros((3, 2)))
+
+
+def test_the_command_line_takes_a_file(tmp_path, capsys):
+    rows = "\n".join(f"{float(x)},{label}" for x, label in zip(X[:, 0], LABELS, strict=True))
+    (tmp_path / "pets.csv").write_text(f"weight,kind\n{rows}\n")
+    changes = ["--config.steps=20", "--config.batch_size=16", "--config.network.width=8", "--config.eval_every=20"]
+    run = [f"--data={tmp_path / 'pets.csv'}", f"--workdir={tmp_path / 'run'}", *changes]
+    assert main(["train", *run]) in (0, None)
+    out = capsys.readouterr().out
+    assert "conditioned on kind: label" in out
+    assert flowguide.load(tmp_path / "run").info.fields == {"kind": Label(("cat", "dog"))}
+    assert main(["data", "describe", str(tmp_path / "pets.csv")]) in (0, None)
+    assert "180 examples to train on, 20 held out" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["train", f"--workdir={tmp_path / 'new'}", f"--data={tmp_path / 'pets.csv'}", "--fields=kinds"])
+    assert end.value.code == 2
+    assert "did you mean 'kind'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", f"--workdir={tmp_path / 'new'}", "--config=avatars", "--fields=kind"])
+    assert "--fields is about --data=PATH" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
