@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from flowguide import sampling, storage
 from flowguide.build import Splits
@@ -79,7 +80,12 @@ def fit(
     place = tempfile.mkdtemp(prefix="flowguide-") if workdir is None else workdir
     print(describe(data), file=sys.stderr)
     print(f"the run is in {place}", file=sys.stderr)
-    train(chosen, place, data=data, network=network, minutes=minutes)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of things that are meant to be
+    try:
+        train(chosen, place, data=data, network=network, minutes=minutes)
+    finally:
+        logging.set_verbosity(verbosity)
     return sampling.load(storage.path(place), network=network)
 
 

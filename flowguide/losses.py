@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flowguide.condition import Condition
 from flowguide.couplings import Coupling, independent
 from flowguide.paths import Path
 from flowguide.targets import Seen, Target, plain
-from flowguide.typing import Array, CondVelocity, PRNGKey
+from flowguide.typing import Array, CondVelocity, PRNGKey, Velocity
 
 
 class Weight(Protocol):
@@ -78,8 +78,8 @@ class Recipe(NamedTuple):
       target: the training target, one of ``TARGETS``.
     """
 
-    path: Path
-    warp: times.Warp
+    path: Path = paths.linear()
+    warp: times.Warp = times.logit_normal()
     coupling: Coupling = independent()
     drop_rate: float = 0.1
     drop_field_rate: float | tuple[float, float] = 0.1
@@ -146,6 +146,59 @@ def classification(
     (label,) = jax.tree.leaves(c.value)
     log_p = jax.nn.log_softmax(logits(t, paths.interpolate(recipe.path, t, x0, x1), c))
     return -recipe.weight(recipe.path, t) * jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
+
+
+DEFAULT = Recipe()
+
+
+class Pair(NamedTuple):
+    """What a velocity is regressed on: u(t, x) should be u, on average.
+
+    Attributes:
+      t: ``(B,)``, in [0, 1]; 0 is noise.
+      x: points between noise and data at t, ``(B, *D)``.
+      u: velocities of their paths, ``(B, *D)``.
+    """
+
+    t: Array
+    x: Array
+    u: Array
+
+
+def training_pair(key: PRNGKey, x1: Array, recipe: Recipe = DEFAULT) -> Pair:
+    """Draws t and noise for data, for training loops of your own: minimise the mean of |u(t, x) − u|².
+
+    Args:
+      key: one typed key.
+      x1: data ``(B, *D)``, floating.
+      recipe: path, distribution of t and coupling; its other settings are not used.
+    """
+    t, x0, _ = _draw(recipe, jax.random.split(key, len(x1)), jnp.arange(len(x1)), x1, Condition({}, {}))
+    return Pair(t, paths.interpolate(recipe.path, t, x0, x1), paths.conditional_velocity(recipe.path, t, x0, x1))
+
+
+def loss(
+    velocity: Velocity | CondVelocity, key: PRNGKey, x1: Array, c: Condition | None = None, recipe: Recipe = DEFAULT
+) -> Array:
+    """Returns the flow-matching loss of a batch, float32 (): the mean of ``flow_matching``.
+
+    ```python
+    loss = losses.loss(lambda t, x, c: network(params, t, x, c), key, x1, condition.given(labels))
+    ```
+
+    Args:
+      velocity: u(t (B,), x (B, *D), c), or u(t, x) if c is None.
+      key: one typed key. In several processes each example needs its own key: see ``flow_matching``.
+      x1: data ``(B, *D)``, floating.
+      c: its conditions, batch B. By default each is dropped with probability 0.1.
+      recipe: the settings.
+    """
+    keys, index = jax.random.split(key, len(x1)), jnp.arange(len(x1))
+    if c is None:
+        plain_velocity: Any = velocity
+        return jnp.mean(flow_matching(lambda t, x, _: plain_velocity(t, x), recipe, keys, index, x1, Condition({}, {})))
+    conditional: Any = velocity
+    return jnp.mean(flow_matching(conditional, recipe, keys, index, x1, c))
 
 
 class Task(Protocol):

@@ -4,7 +4,7 @@
 unconditional. Several papers use w = γ − 1 instead. Needs only jax and numpy.
 """
 
-from flowguide.guidance import methods, schedules
+from flowguide.guidance import inverse, methods, schedules
 from flowguide.guidance.diagnostics import Gap, gap
 from flowguide.guidance.guide import (
     Guidance,
@@ -22,6 +22,7 @@ from flowguide.guidance.guide import (
     network_evaluations,
     terms_where,
 )
+from flowguide.guidance.inverse import Measurement, with_measurement
 from flowguide.guidance.magnitude import beta_normalised, contrastive, magnitude_aware
 from flowguide.guidance.posterior import dynamic_negative, feedback
 from flowguide.guidance.projection import frequencies, laplacian, perpendicular, projected, tangential, zero_star
@@ -44,6 +45,7 @@ __all__ = [
     "SCHEDULES",
     "Gap",
     "Guidance",
+    "Measurement",
     "Passes",
     "Reference",
     "StatefulRule",
@@ -67,6 +69,7 @@ __all__ = [
     "gap",
     "guide",
     "interval",
+    "inverse",
     "laplacian",
     "magnitude_aware",
     "methods",
@@ -84,6 +87,7 @@ __all__ = [
     "terms_where",
     "threshold",
     "with_gradient",
+    "with_measurement",
     "within",
     "zero_init",
     "zero_star",
