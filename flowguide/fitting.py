@@ -47,7 +47,7 @@ def fit(
 
     What the examples and the conditions are follows from dtypes and shapes, and is printed. Numbers are standardised,
     and samples are in your units again. A tenth of the examples is held out to validate with. Ctrl-C ends the training
-    early with a model that can be used; the same call goes on from there.
+    early and still returns a model; the same call resumes.
 
     Args:
       x: examples ``(N, ...)``: uint8 images ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, d)``, signals

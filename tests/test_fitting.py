@@ -159,7 +159,7 @@ REFUSED = {
     "nan": ((np.where(np.arange(N)[:, None] == 3, np.nan, X), LABELS), {}, "nan in 'examples', row 3 of data"),
     "one class": ((X, ["cat"] * N), {}, "'label' with the same value in all rows"),
     "path and condition": (("x.csv", LABELS), {}, "name columns of the path"),
-    "no file": (("x.csv",), {}, "where there is nothing"),
+    "no file": (("x.csv",), {}, "does not exist"),
     "fields of arrays": ((X, LABELS), {"fields": ["a"]}, "are for paths"),
     "clash": ((X, {"examples": LABELS}), {}, "call it something else"),
     "no time": ((X, LABELS), {"minutes": 0}, "minutes must be above 0"),

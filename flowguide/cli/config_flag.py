@@ -97,16 +97,17 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> Config:
     if not asked.get("image_size", "0").isdecimal():
         raise UserError(f"--image_size takes a side in pixels; got {asked['image_size']!r:.100}")
     size = int(asked.get("image_size", "0"))
-    if config is None:
+    chosen: Config = config
+    if chosen is None:
         from flowguide.config import config_for
         from flowguide.data import open_path
         from flowguide.fitting import describe
 
         data = Splits(*open_path(asked["data"], example, fields or None, image_size=size or None))
         print(describe(data))
-        config = config_for(data.train.info, data.train.size, timed="minutes" in asked)
-    config.data.update({"path": asked["data"], "example": example, "fields": fields, "image_size": size})
-    return config
+        chosen = config_for(data.train.info, data.train.size, timed="minutes" in asked)
+    chosen.data.update({"path": asked["data"], "example": example, "fields": fields, "image_size": size})
+    return chosen
 
 
 def load_config(name: str) -> Config:

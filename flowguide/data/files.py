@@ -88,7 +88,7 @@ def tables_of(path: str | Path, image_size: int | None = None) -> dict[str, Tabl
     path = Path(path)
     try:
         if not path.exists():
-            raise DataError(f"got {path}, where there is nothing: give a file or a folder")
+            raise DataError(f"got {path}, which does not exist: give a file or a folder")
         if path.is_file():
             return {"": _read_file(path, "")}
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -305,7 +305,7 @@ def _listed_images(folder: Path) -> tuple[list[Path], dict[str, np.ndarray]]:
     files = [folder / str(name) for name in columns.pop("file_name").tolist()]
     for row, file in enumerate(files):
         if not file.is_file():
-            raise DataError(f"got {file.name} in line {row + 2} of {folder / METADATA}, where there is no such file")
+            raise DataError(f"got {file.name} in line {row + 2} of {folder / METADATA}, a file that does not exist")
     return files, columns
 
 

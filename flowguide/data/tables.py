@@ -1,4 +1,4 @@
-"""Data sets from arrays: a table of columns, of which one or several are the examples and others the condition.
+"""Data sets from tables: some columns are the examples, others the condition.
 
 A column is anything that an array of row numbers can index: a NumPy array, a memory map, or ``files.ImageFiles``.
 """
@@ -41,7 +41,7 @@ class Table(NamedTuple):
       columns: by name, each with a ``shape`` ``(N, ...)`` and a ``dtype``, and indexed by arrays of row numbers.
       version: changes when the data change.
       place: names the place of a row for errors, "row 3 of wine.csv".
-      split: the split that the rows are; empty if they are all there is, of which some are held out.
+      split: which split the rows are; empty if the table has no splits, so that some rows are held out.
     """
 
     name: str
