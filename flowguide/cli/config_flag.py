@@ -67,7 +67,9 @@ def define_data_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("example", None, "columns of --data that are the examples, as a,b,c", flag_values=values)
-    flags.DEFINE_string("fields", None, "columns of --data that are the condition, as a,b,c", flag_values=values)
+    flags.DEFINE_string(
+        "fields", None, "columns of --data that are the condition, as a,b,c; or none", flag_values=values
+    )
     flags.DEFINE_integer(
         "image_size", None, "crop and resize the images of --data to this side", lower_bound=1, flag_values=values
     )

@@ -117,7 +117,7 @@ def open_path(
     Args:
       path: a file or a folder.
       example: columns that are the examples, see ``describe_table``.
-      fields: columns of the condition, see ``describe_table``.
+      fields: columns of the condition, see ``describe_table``; also ``("none",)`` for none.
       image_size: side to which the central square of each image is resized; None for no resizing.
       known: the info of a trained model, which the data must fit; None to find it out from the training split.
 
@@ -127,6 +127,8 @@ def open_path(
     found = tables_of(path, image_size)
     train = found.get("train", found.get(""))
     assert train is not None
+    if fields is not None and tuple(fields) == ("none",) and "none" not in train.columns:
+        fields = ()
     info = known or describe_table(train, example, fields)
     return open_table(train, "train", info, example), open_table(found.get("test", train), "test", info, example)
 

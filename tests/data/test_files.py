@@ -95,6 +95,13 @@ def test_a_folder_of_classes(tmp_path):
     assert tables_of(tmp_path / "animals")[""].version != before
 
 
+def test_fields_can_be_left_out(tmp_path):
+    write_classes(tmp_path / "animals")
+    assert not open_path(tmp_path / "animals", fields=("none",))[0].info.fields
+    write_csv(tmp_path / "t.csv")
+    assert open_path(tmp_path / "t.csv", fields=("none",))[0].info.examples.shape == (2,)
+
+
 def test_metadata_names_files_and_fields(tmp_path):
     for i in range(N):
         write_image(tmp_path / "images" / f"{i}.png", PIXELS[i])
