@@ -11,7 +11,7 @@ import optax
 from flowguide import losses, paths, targets
 from flowguide.config import Config, choose, resolve
 from flowguide.errors import UserError, hint
-from flowguide.schema import DataInfo, Fields, Vector
+from flowguide.schema import DataInfo, Fields, Vector, with_known
 from flowguide.training import ema
 from flowguide.training.optimizer import clipped, learning_rate
 from flowguide.training.parallel import Layout
@@ -44,9 +44,16 @@ def splits(config: Config) -> Splits:
     d = config.data
     if d.path:
         fields = tuple(d.fields) or None
-        return Splits(*open_path(d.path, tuple(d.example), fields, image_size=d.image_size or None))
-    train = dataset(config, d.split)
-    return Splits(train, dataset(config, d.test_split, train.info.fields))
+        found = Splits(*open_path(d.path, tuple(d.example), fields, image_size=d.image_size or None))
+    else:
+        train = dataset(config, d.split)
+        found = Splits(train, dataset(config, d.test_split, train.info.fields))
+    return completing(found) if d.known else found
+
+
+def completing(data: Splits) -> Splits:
+    """Returns the data with a field "known": the part of an example from which the model completes it."""
+    return Splits(*(each._replace(info=with_known(each.info)) for each in data))
 
 
 def dataset(config: Config, split: str, fields: Fields | None = None) -> Dataset:
@@ -74,7 +81,8 @@ def data_info(config: Config) -> DataInfo:
     d = config.data
     if d.path:
         return splits(config).train.info
-    return describe_dataset(d.name, tuple(d.fields) or None, d.data_dir or None, image_size=d.image_size or None)
+    info = describe_dataset(d.name, tuple(d.fields) or None, d.data_dir or None, image_size=d.image_size or None)
+    return with_known(info) if d.known else info
 
 
 def network_fields(config: Config, info: DataInfo) -> Fields:

@@ -116,6 +116,7 @@ def _squared_distances(a: Array, b: Array) -> Array:
 def _differences(value: Array) -> Array:
     """Pairwise differences ``(B, B)`` between the values (B, ...) of a field."""
     if jnp.issubdtype(value.dtype, jnp.floating):
+        value = jnp.nan_to_num(value)  # NaN marks what is unknown
         return _squared_distances(value, value)
     value = value.reshape(value.shape[0], -1)
     return jnp.mean(value[:, None] != value[None], axis=-1)

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from flowguide import sampling, storage
-from flowguide.build import Splits
+from flowguide.build import Splits, completing
 from flowguide.config import Config, config_for
 from flowguide.data import describe_table, of_arrays, open_path, open_table
+from flowguide.data.tables import as_column
 from flowguide.errors import UserError
 from flowguide.model import Model
 from flowguide.networks import Network
@@ -36,6 +36,7 @@ def fit(
     fields: Sequence[str] | None = None,
     example: Sequence[str] = (),
     image_size: int | None = None,
+    known: bool = False,
     name: str = "data",
 ) -> Model:
     """Trains a flow-matching model of p(x | condition), and returns it.
@@ -62,12 +63,16 @@ def fit(
       fields: of a path, the columns of the condition; by default all that are no examples.
       example: of a path, the columns that are the examples.
       image_size: of a path, the side to which images are cropped and resized.
+      known: whether the model also learns to complete an example from any part of it, for inpainting and imputation:
+        ``model.sample({"known": x})`` with NaN where x is unknown.
       name: of the data, for messages.
 
     Raises:
       UserError: for data that cannot be used, before anything is computed or written.
     """
     data = _opened(x, condition, name, example, fields, image_size)
+    if known:
+        data = completing(data)
     if minutes is None and config is None:
         minutes = MINUTES
     chosen: Config = config or config_for(data.train.info, data.train.size, timed=minutes is not None)
@@ -75,6 +80,7 @@ def fit(
     if network is not None:
         with chosen.unlocked():
             chosen.network = {"name": "given"}
+    chosen.data.known = known
     if isinstance(x, str | Path):
         chosen.data.update({"path": str(x), "example": tuple(example), "fields": tuple(fields or ())})
     place = tempfile.mkdtemp(prefix="flowguide-") if workdir is None else workdir
@@ -87,6 +93,12 @@ def fit(
     finally:
         logging.set_verbosity(verbosity)
     return sampling.load(storage.path(place), network=network)
+
+
+def _name_of(condition: Any) -> str:
+    """Returns what a condition without a name is called."""
+    a = as_column("condition", condition)
+    return "label" if a.ndim == 1 and a.dtype.kind != "f" else "c"
 
 
 def describe(data: Splits) -> str:
@@ -122,8 +134,7 @@ def _opened(
     if condition is None:
         conditions: Mapping[str, Any] = {}
     else:
-        single = "label" if np.asarray(condition).dtype.kind in "biuU" else "c"
-        conditions = condition if isinstance(condition, Mapping) else {single: condition}
+        conditions = condition if isinstance(condition, Mapping) else {_name_of(condition): condition}
     if EXAMPLES in conditions:
         raise UserError(f"got a condition called {EXAMPLES!r}, as the examples are: call it something else")
     table = of_arrays(name, {EXAMPLES: x, **conditions})

@@ -13,7 +13,7 @@ from flowguide.config import Config, check_numbers, check_types, choose, complet
 from flowguide.errors import UserError
 from flowguide.flops import flops
 from flowguide.networks import count_parameters
-from flowguide.schema import Batch, DataInfo, example_spec, spec
+from flowguide.schema import Batch, DataInfo, example_spec, spec, stored
 from flowguide.training.assembly import assemble
 from flowguide.training.parallel import FSDP, abstract
 from flowguide.typing import PyTree
@@ -128,7 +128,7 @@ def _bytes_each(tree: PyTree) -> int:
 
 def _batch(size: int, info: DataInfo) -> Batch:
     """Returns the shapes and dtypes of a batch."""
-    value = {name: spec(field, size) for name, field in info.fields.items()}
+    value = {name: spec(field, size) for name, field in stored(info.fields).items()}
     return Batch(example_spec(info.examples, size), value, jax.ShapeDtypeStruct((size,), jnp.int32))
 
 

@@ -14,7 +14,7 @@ from flowguide.data.preparing import find_builder, prepared_builder, reading
 from flowguide.data.readers import READERS, find_examples
 from flowguide.errors import DataError
 from flowguide.kinds import fits
-from flowguide.schema import Batch, Column, DataInfo, Field, Fields, Tokens, example_spec, field_of_column
+from flowguide.schema import Batch, Column, DataInfo, Field, Fields, Tokens, example_spec, field_of_column, stored
 
 MEMORY_LIMIT = 2**29  # bytes of decoded examples; the train split of CIFAR-10 takes 154 MB
 
@@ -80,7 +80,7 @@ def open_dataset(
             rows = [used.deserialize_example_np(record, decoders=decoders) for record in records]
         places = [f"example {i} in {builder.data_dir}" for i in indices]
         x = reader.read([row[key] for row in rows], places, examples, image_size)
-        return Batch(x, {k: field.column(k, [row[k] for row in rows]) for k, field in info.fields.items()})
+        return Batch(x, {k: field.column(k, [row[k] for row in rows]) for k, field in stored(info.fields).items()})
 
     return held(info, split, str(builder.version), size, read, memory_limit)
 

@@ -6,26 +6,32 @@ A column is anything that an array of row numbers can index: a NumPy array, a me
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flowguide.data.dataset import MEMORY_LIMIT, Dataset, held
-from flowguide.errors import DataError, hint, listed
+from flowguide.errors import DataError, UserError, hint, listed
 from flowguide.schema import (
+    Aligned,
     Batch,
+    ClassMap,
     Column,
     DataInfo,
     Examples,
     Field,
     Images,
     Label,
+    Labels,
+    Series,
     Vector,
     Vectors,
     field_of_column,
+    stored,
     vocabulary,
 )
+from flowguide.schema.fields.labels import SEPARATOR, names_in
 from flowguide.schema.standard import moments
 
 MOST_CLASSES = 1000  # more different texts than this are captions, more different numbers are numbers
@@ -78,6 +84,10 @@ def as_column(name: str, given: Any) -> np.ndarray:
     Raises:
       DataError: if it cannot be one.
     """
+    if isinstance(given, list | tuple) and given and all(isinstance(row, list | tuple | set) for row in given):
+        several: Sequence[Any] = given
+        if all(isinstance(one, str) for row in several for one in row):  # several classes at once
+            given = [SEPARATOR.join(row) for row in several]
     try:
         a = np.asarray(given)
     except (ValueError, TypeError) as error:  # rows of different lengths
@@ -125,7 +135,8 @@ def describe_table(table: Table, example: Sequence[str] = (), fields: Sequence[s
     if both := sorted(set(chosen) & set(fields or ())):
         raise DataError(f"got {both[0]!r} as an example and as a field: leave it out of one of them")
     others = [name for name in table.columns if name not in chosen] if fields is None else list(fields)
-    return DataInfo(table.name, _examples(table, chosen), {name: field_of(table, name) for name in others})
+    examples = _examples(table, chosen)
+    return DataInfo(table.name, examples, {name: field_of(table, name, examples) for name in others})
 
 
 def open_table(
@@ -150,17 +161,16 @@ def open_table(
       DataError: for another split, a table with too few rows, and values that the info does not allow.
     """
     rows = _rows_of(table, split)
-    chosen = tuple(example) or _likely_examples(table, tuple(info.fields))
-    if missing := [name for name in (*chosen, *info.fields) if name not in table.columns]:
+    fields = stored(info.fields)
+    chosen = tuple(example) or _likely_examples(table, tuple(fields))
+    if missing := [name for name in (*chosen, *fields) if name not in table.columns]:
         raise DataError(_no_column(table, missing[0]))
-    for name, field in info.fields.items():
-        _check_values(table, name, field)
+    readers = {name: _reader(table, name, field) for name, field in fields.items()}
 
     def read(indices: np.ndarray) -> Batch:
         at = rows[indices]
         x = stacked([table.columns[name][at] for name in chosen]).reshape(len(at), *info.shape)
-        values = {name: _values(field, name, table.columns[name][at]) for name, field in info.fields.items()}
-        return Batch(x.astype(info.examples.dtype), values)
+        return Batch(x.astype(info.examples.dtype), {name: values(at) for name, values in readers.items()})
 
     return held(info, split, table.version, len(rows), read, memory_limit)
 
@@ -170,57 +180,108 @@ def stacked(columns: Sequence[np.ndarray]) -> np.ndarray:
     return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
-def field_of(table: Table, name: str) -> Field:
+def field_of(table: Table, name: str, examples: Examples) -> Field:
     """Returns the field that holds a column.
 
-    Texts of few different values are classes, other texts captions; whole numbers of few different values are classes;
-    other numbers are a vector, which is standardised.
+    - Texts of few different values are classes, texts such as "red|tall" several classes at once, others captions.
+    - Whole numbers of few different values are classes, and a matrix of booleans says which of several apply.
+    - Other numbers ``(N,)`` and ``(N, k)`` are vectors, which are standardised.
+    - Images, and arrays on as many axes as the examples, lie beside them; whole numbers there are class maps.
+    - Other arrays ``(N, L, k)`` are series.
 
     Raises:
       DataError: if none can hold it, it has only one value, or holds NaN or infinity.
     """
     column = table.columns[name]
-    a = column[np.arange(table.size)]
-    if a.dtype.kind == "U":
-        words = [str(text) for text in a]
-        classes = tuple(sorted(set(words)))
-        spaced = sum(" " in text for text in classes) > len(classes) / 2
-        if len(classes) > MOST_CLASSES or (spaced and len(classes) > 20):
-            return vocabulary(words)
-        _check_varies(table, name, len(classes))
-        return Label(classes)
-    distinct = np.unique(a)
-    _check_finite(table, name, a)
-    if a.ndim == 1:
+    shape, sides = tuple(column.shape[1:]), examples.shape[:-1]
+    if column.dtype.kind == "U":
+        return _field_of_texts(table, name)
+    if column.dtype == np.uint8 and len(shape) in (2, 3):
+        return field_of_column(Column(name, np.dtype(np.uint8), shape if len(shape) == 3 else (*shape, 1)))
+    if column.dtype == np.bool_ and len(shape) == 1 and shape != sides:
+        return Labels(tuple(map(str, range(shape[0]))))
+    if column.dtype.kind in "biu" and (len(shape) >= 2 or (shape and shape == sides)):
+        return _class_map(table, name)
+    _check_finite(table, name, padded=len(shape) == 2 and not _fits_beside(shape, sides))
+    if not shape:
+        distinct = np.unique(column[np.arange(table.size)])
         _check_varies(table, name, len(distinct))
-    if a.ndim == 1 and a.dtype.kind in "biu" and len(distinct) <= min(MOST_CLASSES, max(2, table.size // 2)):
-        return Label(tuple(str(value) for value in distinct.tolist()))
-    field = field_of_column(Column(name, np.dtype(np.float32), tuple(a.shape[1:])))
-    if isinstance(field, Vector):
-        mean, scale = moments(a.reshape(len(a), -1))
-        return field._replace(mean=mean, scale=scale)
-    return field
+        if column.dtype.kind in "biu" and len(distinct) <= min(MOST_CLASSES, max(2, table.size // 2)):
+            return Label(tuple(str(value) for value in distinct.tolist()))
+    mean, scale = moments(_sample(table, name, shape or (1,)))
+    if len(shape) < 2:
+        return Vector(*shape or (1,), mean, scale)
+    if shape == sides:
+        return Aligned(Vectors((*shape, 1), *moments(_sample(table, name, (*shape, 1)))))
+    if not sides or _fits_beside(shape, sides):
+        return Aligned(Vectors(shape, mean, scale))
+    if len(shape) == 2:
+        return Series(*shape, mean, scale)
+    raise DataError(
+        f"got field {name!r} of shape {column.shape} beside examples {examples.shape}, expected an array on the same "
+        "axes with sides that divide theirs, numbers (N, k), or a series (N, L, k): reshape it"
+    )
 
 
-def _values(field: Field, name: str, stored: np.ndarray) -> np.ndarray:
+def _field_of_texts(table: Table, name: str) -> Field:
+    words = [str(text) for text in table.columns[name][np.arange(table.size)]]
+    classes = tuple(sorted(set(words)))
+    if any(SEPARATOR in text for text in classes):
+        names = sorted({one for text in classes for one in names_in(text)})
+        if len(names) <= MOST_CLASSES:
+            return Labels(tuple(names))
+    spaced = sum(" " in text for text in classes) > len(classes) / 2
+    if len(classes) > MOST_CLASSES or (spaced and len(classes) > 20):
+        return vocabulary(words)
+    _check_varies(table, name, len(classes))
+    return Label(classes)
+
+
+def _class_map(table: Table, name: str) -> Field:
+    column, seen = table.columns[name], set[int]()
+    for rows in _chunks(table.size):
+        seen |= {int(value) for value in np.unique(column[rows]).tolist()}
+    if min(seen) < 0 or max(seen) >= MOST_CLASSES:
+        raise DataError(
+            f"got {name!r}, whole numbers {min(seen)} to {max(seen)} of shape {column.shape}, expected a class map of "
+            f"0 to {MOST_CLASSES - 1}: give floats for other arrays, uint8 (N, H, W, C) for images"
+        )
+    return ClassMap(tuple(column.shape[1:]), tuple(map(str, range(max(seen) + 1))))
+
+
+def _fits_beside(shape: tuple[int, ...], sides: tuple[int, ...]) -> bool:
+    """Whether an array ``(*sides, k)`` has as many axes as the examples, whose sides are multiples of its own."""
+    return len(shape) == len(sides) + 1 and all(side % own == 0 for side, own in zip(sides, shape[:-1], strict=True))
+
+
+def _reader(table: Table, name: str, field: Field) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from row numbers to values of the field; converts small columns once, here.
+
+    Raises:
+      DataError: if some row has a value that the field does not know: one of a test split, say.
+    """
+    column = table.columns[name]
+    if isinstance(field, Aligned | ClassMap | Series):
+        _check_finite(table, name, padded=isinstance(field, Series))
+        return lambda rows: field.column(name, column[rows])
+    a = column[np.arange(table.size)]
     if isinstance(field, Label):
-        return np.array([field.values.index(str(value)) for value in stored.tolist()], np.int32)
-    return field.column(name, list(stored))
-
-
-def _check_values(table: Table, name: str, field: Field) -> None:
-    """Raises DataError if some row has a value that the field does not know: one of a test split, say."""
-    a = table.columns[name][np.arange(table.size)]
-    if isinstance(field, Label):
-        known, values = set(field.values), [str(value) for value in a.tolist()]
-        for row, value in enumerate(values):
-            if value not in known:
-                raise DataError(
-                    f"got {name}={value!r} in {table.place(row)}, which is not among the classes to train on, "
-                    f"{listed(field.values)}{hint(value, known)}: correct it, or drop the row"
-                )
-    elif a.dtype.kind != "U":
-        _check_finite(table, name, a)
+        distinct, inverse = np.unique(a, return_inverse=True)
+        index = {value: i for i, value in enumerate(field.values)}
+        codes = np.array([index.get(str(value), -1) for value in distinct.tolist()], np.int32)[inverse.reshape(-1)]
+        if (codes < 0).any():
+            row = int(np.argmax(codes < 0))
+            raise DataError(
+                f"got {name}={str(a[row])!r} in {table.place(row)}, which is not among the classes to train on, "
+                f"{listed(field.values)}{hint(str(a[row]), field.values)}: correct it, or drop the row"
+            )
+        return lambda rows: codes[rows]
+    _check_finite(table, name)
+    try:
+        values = field.column(name, a.tolist() if a.dtype.kind == "U" else a)
+    except UserError as error:
+        raise DataError(f"{table.name}: {error}") from error
+    return lambda rows: values[rows]
 
 
 def _examples(table: Table, chosen: Sequence[str]) -> Examples:
@@ -239,15 +300,11 @@ def _examples(table: Table, chosen: Sequence[str]) -> Examples:
                 "or 4 channels, last: transpose them, or give float32 for other arrays"
             )
         return Images(shape)
-    sample = np.sort(np.random.default_rng(0).permutation(table.size)[:SAMPLE])
-    values = []
     for name, column in zip(chosen, columns, strict=True):
-        for start in range(0, table.size, 4096):
-            _check_finite(table, name, column[np.arange(start, min(start + 4096, table.size))], start)
-        values.append(column[sample])
+        _check_finite(table, name)
         if len(columns) > 1:
             _check_varies(table, name, len(np.unique(column[np.arange(table.size)])))
-    x = stacked(values)
+    x = stacked([column[_sampled(table)] for column in columns])
     mean, scale = moments(x if x.ndim > 1 else x[:, None])
     return Vectors(tuple(x.shape[1:]) or (1,), mean, scale, tuple(chosen) if len(columns) > 1 else ())
 
@@ -262,7 +319,7 @@ def _likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, .
         return tuple(wide or free)
     if wide:
         raise DataError(
-            f"got the columns {listed(wide)} of two axes or more, any of which may be the examples: say which"
+            f"got the columns {listed(wide)} of two axes or more, expected one: name the examples, example=..."
         )
     numbers = [name for name in free if table.columns[name].dtype.kind in "biuf"]
     if fields is None:  # whole numbers of few values are more likely a condition
@@ -286,15 +343,40 @@ def _rows_of(table: Table, split: str) -> np.ndarray:
     return np.sort(order[:count] if split == "test" else order[count:])
 
 
-def _check_finite(table: Table, name: str, a: np.ndarray, first: int = 0) -> None:
-    if a.dtype.kind != "f":
+def _chunks(size: int) -> Iterator[np.ndarray]:
+    """Yields all row numbers in parts, as a column may be too large to hold."""
+    for start in range(0, size, 4096):
+        yield np.arange(start, min(start + 4096, size))
+
+
+def _sampled(table: Table) -> np.ndarray:
+    """Returns the rows from which means and standard deviations are computed."""
+    return np.sort(np.random.default_rng(0).permutation(table.size)[:SAMPLE])
+
+
+def _sample(table: Table, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns rows of a column of numbers ``(n, *shape)``, without those of NaN that pad a series."""
+    a = table.columns[name][_sampled(table)].reshape(-1, *shape).astype(np.float32)
+    padding = np.isnan(a).all(axis=-1)
+    return a[~padding] if padding.any() else a
+
+
+def _check_finite(table: Table, name: str, *, padded: bool = False) -> None:
+    """Raises DataError for NaN and infinity; ``padded`` allows NaN throughout the last rows of a series."""
+    column = table.columns[name]
+    if column.dtype.kind != "f":
         return
-    bad = ~np.isfinite(a.reshape(len(a), -1)).all(axis=1)
-    if bad.any():
-        row = int(np.argmax(bad))
-        number = a[row].reshape(-1)
-        number = number[~np.isfinite(number)][0]
-        raise DataError(f"got {number} in {name!r}, {table.place(first + row)}: fill it in, or drop the row")
+    for rows in _chunks(table.size):
+        a = column[rows]
+        bad = ~np.isfinite(a)
+        if padded:
+            nothing = np.isnan(a).all(axis=-1)
+            ends = np.logical_and.accumulate(nothing[:, ::-1], axis=1)[:, ::-1]
+            bad &= ~ends[..., None]
+        if bad.any():
+            row = int(np.argmax(bad.reshape(len(a), -1).any(axis=1)))
+            number = a[row][bad[row]].reshape(-1)[0]
+            raise DataError(f"got {number} in {name!r}, {table.place(int(rows[row]))}: fill it in, or drop the row")
 
 
 def _check_varies(table: Table, name: str, distinct: int) -> None:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from flowguide.condition import Condition
 from flowguide.networks.attention import Attention
-from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, has_sequence
+from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, channels_beside, concatenated, has_sequence
 from flowguide.networks.layers import (
     Dense,
     check_divisible,
@@ -94,7 +94,8 @@ class DiT(nnx.Module):
         self.patch, self.depth, self.remat, self.unroll = patch, depth, remat, unroll
         self.time = TimeEmbedding(width, rngs=rngs)
         self.condition = ConditionEmbedding(fields, width, rngs=rngs)
-        self.inlet = Dense(patch**axes * channels, width, dtype=self.dtype, rngs=rngs)
+        seen = channels + channels_beside(fields, axes)
+        self.inlet = Dense(patch**axes * seen, width, dtype=self.dtype, rngs=rngs)
         context = width if has_sequence(fields) else None
 
         @nnx.split_rngs(splits=depth)
@@ -120,7 +121,7 @@ class DiT(nnx.Module):
         """t (B,), x (B, *sides, C), c of batch B -> float32 (B, *sides, C)."""
         embedded = self.condition(c, x.shape[0])
         signal = nnx.silu(self.time(t) + embedded.vector)
-        tokens = self.inlet(_to_patches(x, self.patch).astype(self.dtype))
+        tokens = self.inlet(_to_patches(concatenated(x, embedded), self.patch).astype(self.dtype))
         grid = tuple(side // self.patch for side in x.shape[1:-1])
         tokens = tokens + sincos_positions(grid, tokens.shape[-1]).astype(self.dtype)
 

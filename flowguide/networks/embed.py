@@ -12,7 +12,7 @@ from flax import nnx
 
 from flowguide.condition import Condition
 from flowguide.networks.layers import Dense, embedding
-from flowguide.schema import Field, Fields, Label, Tokens, Vector
+from flowguide.schema import Aligned, ClassMap, Field, Fields, Known, Label, Labels, Series, Tokens, Vector
 from flowguide.schema.standard import standardised
 from flowguide.typing import Array
 
@@ -47,11 +47,14 @@ class Embedded(NamedTuple):
       sequence: float32 (B, L, width), tokens for attention; for a condition, the concatenation over its fields. None
         without tokens.
       mask: bool (B, L), False where a sequence is padded; None without a sequence.
+      beside: float32 (B, *sides, k), channels to concatenate with x (``concatenated``); for a condition, one array for
+        each field that has them.
     """
 
     vector: Array
     sequence: Array | None = None
     mask: Array | None = None
+    beside: tuple[Array, ...] = ()
 
 
 class LabelEmbedding(nnx.Module):
@@ -64,6 +67,18 @@ class LabelEmbedding(nnx.Module):
     def __call__(self, value: Array, present: Array) -> Embedded:
         """int32 (B,), bool (B,) -> a vector (B, width)."""
         return Embedded(jnp.where(present[:, None], self.table[value], self.null[...]))
+
+
+class LabelsEmbedding(nnx.Module):
+    """The sum of the learned rows of all classes that apply; the null token stands for ∅, not for no class."""
+
+    def __init__(self, field: Labels, width: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(embedding(rngs.params(), (len(field.values), width)))
+        self.null = nnx.Param(embedding(rngs.params(), (width,)))
+
+    def __call__(self, value: Array, present: Array) -> Embedded:
+        """bool (B, K), bool (B,) -> a vector (B, width)."""
+        return Embedded(jnp.where(present[:, None], value.astype(jnp.float32) @ self.table[...], self.null[...]))
 
 
 class VectorEmbedding(nnx.Module):
@@ -100,6 +115,58 @@ class TokensEmbedding(nnx.Module):
         return Embedded(self.pool(jnp.sum(sequence * mask[..., None], axis=1) / count), sequence, mask)
 
 
+class SeriesEmbedding(nnx.Module):
+    """A projection of each vector and a learned row for each position; the null token is a sequence of length one."""
+
+    def __init__(self, field: Series, width: int, *, rngs: nnx.Rngs):
+        self.inlet = Dense(field.size, width, rngs=rngs)
+        self.position = nnx.Param(embedding(rngs.params(), (field.length, width)))
+        self.null = nnx.Param(embedding(rngs.params(), (width,)))
+        self.pool = Dense(width, width, rngs=rngs)
+        self.mean, self.scale = field.mean, field.scale
+
+    def __call__(self, value: Array, present: Array) -> Embedded:
+        """float32 (B, L, size), bool (B,) -> the pooled mean (B, width), the sequence (B, L, width) and its mask."""
+        present = present[:, None]
+        shown = present & ~jnp.isnan(value[..., 0])
+        value = jnp.where(shown[..., None], standardised(value, self.mean, self.scale), 0.0)
+        sequence = jnp.where(present[..., None], self.inlet(value) + self.position[...], self.null[...])
+        mask = jnp.where(present, shown, jnp.arange(value.shape[1]) == 0)
+        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        return Embedded(self.pool(jnp.sum(sequence * mask[..., None], axis=1) / count), sequence, mask)
+
+
+class BesideEmbedding(nnx.Module):
+    """Channels beside x. Where the field is absent, a learned array takes their place."""
+
+    def __init__(self, field: Aligned | ClassMap | Known, width: int, *, rngs: nnx.Rngs):
+        self.width, self.field = width, field
+        self.null = nnx.Param(embedding(rngs.params(), _beside_shape(field)))
+
+    def __call__(self, value: Array, present: Array) -> Embedded:
+        """(B, *field.shape), bool (B,) -> channels (B, *sides, k), and nothing to add to the vector."""
+        channels = self._channels(value)
+        present = present.reshape(-1, *(1,) * (channels.ndim - 1))
+        return Embedded(jnp.zeros((value.shape[0], self.width)), beside=(jnp.where(present, channels, self.null[...]),))
+
+    def _channels(self, value: Array) -> Array:
+        if isinstance(self.field, ClassMap):
+            return jax.nn.one_hot(value, len(self.field.values))
+        if isinstance(self.field, Aligned):
+            return self.field.array.to_model(value)
+        known = ~jnp.isnan(value)
+        seen = jnp.where(known, self.field.array.to_model(value), 0.0)
+        return jnp.concatenate([seen, known.astype(jnp.float32)], axis=-1)
+
+
+def _beside_shape(field: Aligned | ClassMap | Known) -> tuple[int, ...]:
+    """Returns the shape of a field's channels beside one example, ``(*sides, k)``."""
+    if isinstance(field, ClassMap):
+        return (*field.shape, len(field.values))
+    *sides, channels = field.shape
+    return (*sides, 2 * channels if isinstance(field, Known) else channels)
+
+
 class Embedding(NamedTuple):
     """The embedding of a field type.
 
@@ -107,17 +174,24 @@ class Embedding(NamedTuple):
       make: (field, width, rngs=...) -> a module whose call is (value, present) -> ``Embedded``. Its parameter ``null``
         replaces the embedding where the field is absent.
       has_sequence: whether its ``Embedded`` has a sequence.
+      beside: field -> the shape of its channels beside one example; None if it has none.
     """
 
     make: Callable[..., nnx.Module]
     has_sequence: bool = False
+    beside: Callable[[Any], tuple[int, ...]] | None = None
 
 
 # By field type; register new field types here.
 EMBEDDINGS: dict[type, Embedding] = {
     Label: Embedding(LabelEmbedding),
+    Labels: Embedding(LabelsEmbedding),
     Vector: Embedding(VectorEmbedding),
     Tokens: Embedding(TokensEmbedding, has_sequence=True),
+    Series: Embedding(SeriesEmbedding, has_sequence=True),
+    Aligned: Embedding(BesideEmbedding, beside=_beside_shape),
+    ClassMap: Embedding(BesideEmbedding, beside=_beside_shape),
+    Known: Embedding(BesideEmbedding, beside=_beside_shape),
 }
 
 
@@ -142,21 +216,22 @@ class ConditionEmbedding(nnx.Module):
           ValueError: if the condition's names or shapes differ from those of the fields.
         """
         value, present = self._by_name(c.value), self._by_name(c.present)
-        vector, sequences, masks = jnp.zeros((batch, self.width)), [], []
+        vector, sequences, masks, beside = jnp.zeros((batch, self.width)), [], [], []
         for name, embed in self.fields.items():
             want, got = ((batch, *dict(self.shapes)[name]), (batch,)), (value[name].shape, present[name].shape)
             if got != want:
                 raise ValueError(
                     f"field {name!r}: expected value {want[0]} and present {want[1]}, got {got[0]} and {got[1]}"
                 )
-            summary, sequence, mask = embed(value[name], present[name])
-            vector = vector + summary
-            if sequence is not None:
-                sequences.append(sequence)
-                masks.append(mask)
+            embedded: Embedded = embed(value[name], present[name])
+            vector = vector + embedded.vector
+            beside += embedded.beside
+            if embedded.sequence is not None:
+                sequences.append(embedded.sequence)
+                masks.append(embedded.mask)
         if not sequences:
-            return Embedded(vector)
-        return Embedded(vector, jnp.concatenate(sequences, axis=1), jnp.concatenate(masks, axis=1))
+            return Embedded(vector, beside=tuple(beside))
+        return Embedded(vector, jnp.concatenate(sequences, axis=1), jnp.concatenate(masks, axis=1), tuple(beside))
 
     def _by_name(self, tree: Any) -> dict[str, Array]:
         if not isinstance(tree, dict):
@@ -171,6 +246,37 @@ class ConditionEmbedding(nnx.Module):
 def has_sequence(fields: Fields) -> bool:
     """Returns whether these fields embed to a sequence."""
     return any(_embedding(field).has_sequence for field in fields.values())
+
+
+def beside_shapes(fields: Fields) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes ``(*sides, k)`` of the channels that these fields put beside one example."""
+    found = [(embedding.beside, field) for field in fields.values() if (embedding := _embedding(field)).beside]
+    return tuple(shape(field) for shape, field in found if shape is not None)
+
+
+def channels_beside(fields: Fields, axes: int) -> int:
+    """Returns the number of channels that these fields add to examples with so many spatial axes.
+
+    Raises:
+      ValueError: if a field has another number of axes.
+    """
+    shapes = beside_shapes(fields)
+    if odd := [shape for shape in shapes if len(shape) != axes + 1]:
+        raise ValueError(
+            f"a condition with sides {odd[0][:-1]} cannot lie beside examples with {axes} spatial axes: reshape it, "
+            "or use the network mlp, which flattens both"
+        )
+    return sum(shape[-1] for shape in shapes)
+
+
+def concatenated(x: Array, embedded: Embedded) -> Array:
+    """Returns x (B, *sides, C) with the channels beside it, (B, *sides, C + Σk); other sides are resized to those of x.
+
+    Resizing repeats or drops entries ("nearest"), so that a class stays a class.
+    """
+    sides = x.shape[1:-1]
+    resized = [jax.image.resize(b, (b.shape[0], *sides, b.shape[-1]), "nearest") for b in embedded.beside]
+    return jnp.concatenate([x, *resized], axis=-1) if resized else x
 
 
 def _embedding(field: Field) -> Embedding:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowguide.condition import Condition
-from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
+from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding, beside_shapes
 from flowguide.networks.layers import Dense, check_sizes, computing_dtype, embedding, layer_norm, modulate, zeros
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.schema import Fields
@@ -53,7 +53,8 @@ class MLP(nnx.Module):
         self.dtype = computing_dtype(dtype)
         self.time = TimeEmbedding(width, rngs=rngs)
         self.condition = ConditionEmbedding(fields, width, rngs=rngs)
-        self.inlet = Dense(size, width, dtype=self.dtype, rngs=rngs)
+        seen = size + sum(map(math.prod, beside_shapes(fields)))
+        self.inlet = Dense(seen, width, dtype=self.dtype, rngs=rngs)
         self.blocks = nnx.data([MLPBlock(width, dtype=self.dtype, rngs=rngs) for _ in range(depth)])
         self.outlet = Dense(width, size, kernel_init=zeros, rngs=rngs)
         self.skip = Dense(width, size, kernel_init=zeros, rngs=rngs)
@@ -67,8 +68,10 @@ class MLP(nnx.Module):
     def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
         """t (B,), x (B, *shape), c of batch B -> float32 (B, *shape)."""
         flat = x.reshape(x.shape[0], -1)
-        signal = nnx.silu(self.time(t) + self.condition(c, x.shape[0]).vector).astype(self.dtype)
-        h = self.inlet(flat.astype(self.dtype))
+        embedded = self.condition(c, x.shape[0])
+        signal = nnx.silu(self.time(t) + embedded.vector).astype(self.dtype)
+        beside = [channels.reshape(x.shape[0], -1) for channels in embedded.beside]
+        h = self.inlet(jnp.concatenate([flat, *beside], axis=-1).astype(self.dtype))
         for block, treatment in zip(self.blocks, treatments(perturbation, self.attends), strict=True):
             h = block(h, signal, treatment)
         h = nnx.silu(h)

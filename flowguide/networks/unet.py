@@ -13,7 +13,14 @@ from flax import nnx
 
 from flowguide.condition import Condition
 from flowguide.networks.attention import Attention
-from flowguide.networks.embed import ConditionEmbedding, Embedded, TimeEmbedding, has_sequence
+from flowguide.networks.embed import (
+    ConditionEmbedding,
+    Embedded,
+    TimeEmbedding,
+    channels_beside,
+    concatenated,
+    has_sequence,
+)
 from flowguide.networks.layers import (
     Dense,
     check_divisible,
@@ -89,7 +96,7 @@ class UNet(nnx.Module):
 
         widths = [width * m for m in multipliers]
         self.skip = Dense(embedding, 1, kernel_init=zeros, rngs=rngs)
-        self.inlet = conv(axes, channels, width, dtype=self.dtype, rngs=rngs)
+        self.inlet = conv(axes, channels + channels_beside(fields, axes), width, dtype=self.dtype, rngs=rngs)
         down, skips, c = [], [width], width
         for level, (c_out, side) in enumerate(zip(widths, first_sides, strict=True)):
             stages = []
@@ -126,7 +133,7 @@ class UNet(nnx.Module):
         embedded = self.condition(c, x.shape[0])
         time = self.time(t)
         signal = nnx.silu(time + embedded.vector).astype(self.dtype)
-        h = self.inlet(x.astype(self.dtype))
+        h = self.inlet(concatenated(x, embedded).astype(self.dtype))
         plan = iter(treatments(perturbation, self.attends))
         skips = [h]
         for level, stages in enumerate(self.down):

@@ -17,7 +17,7 @@ from flowguide.sampling.config import DEFAULT, SamplerConfig
 from flowguide.sampling.draw import Functions, functions_of
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity
 from flowguide.sampling.request import SampleRequest, request
-from flowguide.schema import Vectors
+from flowguide.schema import Known, Vectors
 from flowguide.schema.conditions import Cond
 from flowguide.times import grid
 from flowguide.typing import Array, PyTree
@@ -76,6 +76,10 @@ def log_prob(
     config = resolve_defaults(config._replace(solver=None, sampler="flow"), model)
     asked = request(model, cond, len(x), gamma, negative, gamma_negative)
     check(model, asked, config)
+    if any(isinstance(field, Known) and np.any(asked.c.present[name]) for name, field in info.fields.items()):
+        raise UserError(
+            "given a part of x, the density of x is infinite where x agrees with it and 0 elsewhere: leave the part out"
+        )
     program = _program(functions_of(model), config, steps, probes)
     found = []
     for start in range(0, len(x), batch_size):

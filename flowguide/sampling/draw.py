@@ -21,6 +21,7 @@ from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, weak_velocity
 from flowguide.sampling.particles import ParticleSamples, draw_particles, evaluations
 from flowguide.sampling.request import SampleRequest, request
+from flowguide.schema import output
 from flowguide.schema.conditions import Cond, sample_count
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
@@ -114,9 +115,9 @@ def sample(
     for kept, keys, part in batches(asked, num, batch_size, seed, over, progress=progress):
         x, status, cost_each = (processes.gather(a) for a in program(params, keys, part))
         _check_drawn(x, status, config)
-        drawn.append(model.info.examples.to_output(x[:kept]))
+        drawn.append(x[:kept])
         cost.append(cost_each[:kept])
-    return Samples(np.concatenate(drawn), np.concatenate(cost))
+    return Samples(output(model.info, np.concatenate(drawn), asked.c), np.concatenate(cost))
 
 
 def sample_particles(
@@ -177,7 +178,7 @@ def sample_particles(
             )
         drawn.append(jax.tree.map(lambda a, kept=kept: processes.gather(a)[:kept], particles))
     p = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
-    x, cost = model.info.examples.to_output(p.x), evaluations(config, asked)
+    x, cost = output(model.info, p.x, asked.c), evaluations(config, asked)
     return ParticleSamples(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
 
 

@@ -16,7 +16,7 @@ from flowguide.sampling.checks import check, resolve_defaults
 from flowguide.sampling.config import DEFAULT, SamplerConfig
 from flowguide.sampling.draw import drawing, functions_of
 from flowguide.sampling.request import SampleRequest, request
-from flowguide.schema import blank
+from flowguide.schema import blank, output
 from flowguide.schema.conditions import Cond
 from flowguide.typing import Array, PyTree
 
@@ -77,7 +77,7 @@ def export(
             gamma=gamma,
         )
         x, *_ = draw((model.params, None), keys, batch)
-        return model.info.examples.to_output(x)
+        return output(model.info, x, batch.c)
 
     (b,) = jax_export.symbolic_shape("b")
     arguments = (

@@ -8,23 +8,32 @@ from flowguide.schema.batch import Batch
 from flowguide.schema.conditions import Cond, conditions, negative_list
 from flowguide.schema.examples import Examples, Images, Vectors, example_spec, to_floats, to_pixels
 from flowguide.schema.fields import (
+    Aligned,
+    ClassMap,
     Column,
     Field,
     Fields,
+    Known,
     Label,
+    Labels,
+    Series,
     Tokens,
     Vector,
     blank,
     encode,
     field_of_column,
     spec,
+    stored,
     vocabulary,
 )
-from flowguide.schema.info import DataInfo, info_from_json, info_to_json
+from flowguide.schema.info import KNOWN, DataInfo, info_from_json, info_to_json, output, with_known
 from flowguide.schema.prompts import condition, describe, parse
 
 __all__ = [
+    "KNOWN",
+    "Aligned",
     "Batch",
+    "ClassMap",
     "Column",
     "Cond",
     "DataInfo",
@@ -32,7 +41,10 @@ __all__ = [
     "Field",
     "Fields",
     "Images",
+    "Known",
     "Label",
+    "Labels",
+    "Series",
     "Tokens",
     "Vector",
     "Vectors",
@@ -46,9 +58,12 @@ __all__ = [
     "info_from_json",
     "info_to_json",
     "negative_list",
+    "output",
     "parse",
     "spec",
+    "stored",
     "to_floats",
     "to_pixels",
     "vocabulary",
+    "with_known",
 ]

@@ -63,7 +63,8 @@ def sample_count(cond: Cond, num: int | None, default: int, fields: Fields) -> i
         return _batch(cond) or default
     if isinstance(cond, Sequence):
         return default if isinstance(cond, str) else len(cond)
-    lengths = [len(a) for name, a in _named(cond, fields).items() if name in fields and _one_each(a, fields[name])]
+    named = {name: a for name, a in _named(cond, fields).items() if name in fields}
+    lengths = [len(a) for name, a in named.items() if _one_each(_channelled(a, fields[name]), fields[name])]
     return max(lengths, default=default)
 
 
@@ -76,6 +77,16 @@ def _named(cond: Any, fields: Fields) -> Mapping[str, Any]:
     if len(fields) != 1:
         raise UserError(f"got {cond!r}, and {_there_are(fields)}: say which, as a prompt or a dict")
     return dict.fromkeys(fields, cond)
+
+
+def _channelled(given: Any, field: Field) -> Any:
+    """Returns an array with the channel axis that pictures ``(..., H, W)`` leave out."""
+    shape = field.shape
+    if len(shape) > 1 and shape[-1] == 1 and not isinstance(given, str | Mapping):
+        got = np.shape(given)
+        if got[-len(shape) :] != shape and got[1 - len(shape) :] == shape[:-1]:
+            return np.asarray(given)[..., None]
+    return given
 
 
 def _one_each(given: Any, field: Field) -> bool:
@@ -92,6 +103,7 @@ def _by_field(given: Mapping[str, Any], fields: Fields, num: int) -> Condition:
     values = {name: np.broadcast_to(blank(f), (num, *f.shape)) for name, f in fields.items()}
     present = {name: np.full(num, name in given) for name in fields}
     for name, asked in given.items():
+        asked = _channelled(asked, fields[name])
         values[name] = _column(name, asked, fields[name], num)
     return Condition(values, present)
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowguide.condition import Condition
 from flowguide.errors import DataError
 from flowguide.schema.examples import Examples, examples_from_json, examples_to_json
-from flowguide.schema.fields import Fields, field_from_json, field_to_json
+from flowguide.schema.fields import Fields, Known, field_from_json, field_to_json
+
+KNOWN = "known"  # name of the field with the known part of an example
 
 
 class DataInfo(NamedTuple):
@@ -26,6 +33,36 @@ class DataInfo(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return self.examples.shape
+
+
+def with_known(info: DataInfo) -> DataInfo:
+    """Returns ``info`` with a field "known", by which a model completes any part of an example from any other.
+
+    Raises:
+      DataError: if the data have a field of that name.
+    """
+    if KNOWN in info.fields:
+        raise DataError(f"got a field called {KNOWN!r} in {info.name}, as the known part of the example: rename it")
+    return info._replace(fields={**info.fields, KNOWN: Known(info.examples)})
+
+
+def output(info: DataInfo, x: Any, c: Condition) -> Any:
+    """Converts what the network draws to what a user gets, with the known part of each sample as it was given.
+
+    Args:
+      info: of the model.
+      x: drawn under c, ``(B, *D)``, or ``(B, K, *D)`` with K draws for each condition; NumPy or JAX arrays.
+      c: the condition, batch ``B``.
+    """
+    x = info.examples.to_output(x)
+    for name, field in info.fields.items():
+        if isinstance(field, Known):
+            value, present = c.value[name], c.present[name]
+            if x.ndim > value.ndim:
+                value = value[:, None]
+            given = present.reshape(-1, *(1,) * (x.ndim - 1)) & (value == value)  # NaN is not equal to itself
+            x = (jnp if isinstance(x, jax.Array) else np).where(given, value, x).astype(x.dtype)
+    return x
 
 
 def info_to_json(info: DataInfo) -> dict[str, Any]:

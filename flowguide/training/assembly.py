@@ -75,7 +75,14 @@ def assemble(
 
     def loss(recipe: Recipe, key: PRNGKey, train: bool) -> Loss:
         return make_loss(
-            model.network, recipe, info.examples.to_model, key, mirrored if train else None, task=task, teacher=teach
+            model.network,
+            recipe,
+            info.examples.to_model,
+            key,
+            mirrored if train else None,
+            task=task,
+            teacher=teach,
+            fields=info.fields,
         )
 
     def step_with(shares: int) -> StepWith:

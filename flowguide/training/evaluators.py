@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from flowguide import checkpoint, processes, sampling, storage
-from flowguide.condition import given
+from flowguide.condition import Condition, given
 from flowguide.config import Config
 from flowguide.errors import UserError
 from flowguide.model import GammaConditioned, Plain
@@ -19,6 +19,7 @@ from flowguide.pictures import save_figure
 from flowguide.schema import Batch
 from flowguide.training.assembly import Assembly
 from flowguide.training.parallel import parallelize
+from flowguide.training.step import with_parts
 from flowguide.typing import PyTree
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def previews(context: Context) -> Evaluator:
     except UserError as error:
         raise UserError(f"preview: {error}") from error
     num = min(p.num, context.test.size)
-    c = given(context.test.read(np.arange(num)).value) if every else None
+    c = _conditions(context, num) if every else None
     gammas = (1.0,)
     if isinstance(model.guidance, GammaConditioned):
         gammas = tuple(np.unique(np.clip(p.gammas, *model.guidance)).tolist())
@@ -124,6 +125,13 @@ def previews(context: Context) -> Evaluator:
 
 
 EVALUATORS: tuple[Callable[[Context], Evaluator], ...] = (validation, previews)
+
+
+def _conditions(context: Context, num: int) -> Condition:
+    """Returns the conditions of the first held-out examples."""
+    info, batch = context.test.info, context.test.read(np.arange(num))
+    keys = jax.random.split(jax.random.key(context.config.seed), num)
+    return given(with_parts(batch.value, info.fields, keys, info.examples.to_model(batch.x)))
 
 
 def _held_out(context: Context) -> Batch:

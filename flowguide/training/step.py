@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +15,7 @@ from flowguide import condition
 from flowguide.losses import Recipe, example_keys, flow_matching
 from flowguide.networks import Network
 from flowguide.networks.module import Apply
-from flowguide.schema import Batch
+from flowguide.schema import Batch, Fields, Known
 from flowguide.training import ema
 from flowguide.typing import Array, PRNGKey, PyTree
 
@@ -66,6 +67,7 @@ def make_loss(
     mirrored: Callable[[Array], Array] | None = None,
     task: Callable[..., Array] = flow_matching,
     teacher: Apply | None = None,
+    fields: Fields = MappingProxyType({}),
 ) -> Loss:
     """Returns the mean loss () as a function of (params, step, batch, teacher params).
 
@@ -78,20 +80,44 @@ def make_loss(
       task: the loss of each example, one of ``losses.TASKS``.
       teacher: velocity of a frozen network; None for the velocity of ``network``, which then uses the trained params
         unless teacher params are given.
+      fields: of the condition. Those that lie beside an example are mirrored with it, and a field ``Known`` becomes a
+        random part of the example.
     """
     teach = teacher or network.velocity
 
     def loss(params: PyTree, step: Array, batch: Batch, teacher_params: PyTree = None) -> Array:
         keys = example_keys(root, step, batch.index)
-        x1 = prepare(batch.x)
+        x1, value = prepare(batch.x), batch.value
         if mirrored is not None:
             coins = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
-            x1 = jnp.where(coins.reshape(-1, *(1,) * (x1.ndim - 1)), mirrored(x1), x1)
+            x1 = _where(coins, mirrored(x1), x1)
+            value = {
+                **value,
+                **{k: _where(coins, fields[k].mirrored(value[k]), value[k]) for k in fields if k in value},
+            }
+        value = with_parts(value, fields, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2), x1)
         learner = partial(network.velocity, params)
         guide = partial(teach, params if teacher_params is None else teacher_params)
-        return jnp.mean(task(learner, recipe, keys, batch.index, x1, condition.given(batch.value), guide))
+        return jnp.mean(task(learner, recipe, keys, batch.index, x1, condition.given(value), guide))
 
     return loss
+
+
+def with_parts(value: PyTree, fields: Fields, keys: PRNGKey, x1: Array) -> PyTree:
+    """Returns the values of a batch with a random part of each example for every field ``Known``.
+
+    Args:
+      value: values of the other fields, by name.
+      fields: all fields.
+      keys: typed keys ``(B,)``.
+      x1: examples as the network sees them, ``(B, *D)``.
+    """
+    parts = {name: field.part(keys, x1) for name, field in fields.items() if isinstance(field, Known)}
+    return {**value, **parts} if parts else value
+
+
+def _where(coins: Array, yes: Array, no: Array) -> Array:
+    return jnp.where(coins.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)
 
 
 def make_step(

@@ -159,7 +159,7 @@ BROKEN = {
     "texts as examples": ({"x": KINDS}, {}, "got texts in 'x' as examples"),
     "texts among examples": ({"a": X[:, 0], "b": KINDS}, {"example": ("a", "b")}, "got texts in 'b'"),
     "wide among examples": ({"a": X[:, 0], "b": X}, {"example": ("a", "b")}, "give it alone"),
-    "two that may be": ({"a": X, "b": X}, {}, "say which"),
+    "two that may be": ({"a": X, "b": X}, {}, "name the examples"),
     "none that may be": ({"a": KINDS, "b": KINDS}, {}, "no column of numbers or images"),
     "unknown field": ({"x": X, "kind": KINDS}, {"fields": ("kinds",)}, "did you mean 'kind'"),
     "unknown example": ({"x": X, "kind": KINDS}, {"example": ("y",)}, "expected columns of data: x, kind"),

@@ -9,12 +9,19 @@ from typing import Any
 
 from flowguide.errors import DataError
 from flowguide.kinds import tuples
+from flowguide.schema.fields.aligned import Aligned
+from flowguide.schema.fields.class_map import ClassMap
 from flowguide.schema.fields.field import Column, Field, Fields, blank, spec, value
+from flowguide.schema.fields.known import Known
 from flowguide.schema.fields.label import Label
+from flowguide.schema.fields.labels import Labels
+from flowguide.schema.fields.series import Series
 from flowguide.schema.fields.tokens import Tokens, encode, vocabulary
 from flowguide.schema.fields.vector import Vector
 
-FIELDS: dict[str, type[Field]] = {field.kind: field for field in (Label, Vector, Tokens)}
+FIELDS: dict[str, type[Field]] = {
+    field.kind: field for field in (Label, Labels, Vector, Tokens, Series, Aligned, ClassMap, Known)
+}
 
 
 def field_of_column(column: Column, known: Field | None = None) -> Field:
@@ -32,8 +39,13 @@ def field_of_column(column: Column, known: Field | None = None) -> Field:
             return found
     raise DataError(
         f"got field {column.name!r} of dtype {column.dtype} and shape {column.shape}, expected a class label, a text, "
-        "or floats of shape () or (k,)"
+        "numbers, or an image or array on the axes of the example"
     )
+
+
+def stored(fields: Fields) -> Fields:
+    """Returns the fields that a data set stores: all but ``Known``, which training makes from the examples."""
+    return {name: field for name, field in fields.items() if not isinstance(field, Known)}
 
 
 def field_to_json(field: Field) -> dict[str, Any]:
@@ -53,10 +65,15 @@ def field_from_json(content: dict[str, Any]) -> Field:
 
 __all__ = [
     "FIELDS",
+    "Aligned",
+    "ClassMap",
     "Column",
     "Field",
     "Fields",
+    "Known",
     "Label",
+    "Labels",
+    "Series",
     "Tokens",
     "Vector",
     "blank",
@@ -65,6 +82,7 @@ __all__ = [
     "field_of_column",
     "field_to_json",
     "spec",
+    "stored",
     "value",
     "vocabulary",
 ]

@@ -79,6 +79,10 @@ class Field(Protocol):
         """Returns one value as a prompt would write it; None for values that prompts leave out."""
         ...
 
+    def mirrored(self, values: Any) -> Any:
+        """Returns the values ``(B, *shape)`` that go with examples mirrored left to right. Works inside ``jit``."""
+        ...
+
     def random(self, key: PRNGKey, num: int) -> Array:
         """Draws ``num`` made-up values ``(num, *shape)``."""
         ...
@@ -103,6 +107,8 @@ def value(name: str, given: Any, field: Field) -> np.ndarray:
     Raises:
       UserError: for an unknown value, a wrong shape, or numbers that are out of range or not finite.
     """
+    if isinstance(given, Mapping):  # columns by name
+        given = "; ".join(f"{key}:{number!r}" for key, number in given.items())
     if isinstance(given, str | np.str_):
         return field.parse(name, str(given))
     try:
@@ -110,7 +116,8 @@ def value(name: str, given: Any, field: Field) -> np.ndarray:
     except (ValueError, TypeError):
         a = np.asarray(None)
     number = np.integer if np.issubdtype(field.dtype, np.integer) else np.number
-    if a.shape != field.shape or not np.issubdtype(a.dtype, number) or np.iscomplexobj(a):
+    is_number = np.issubdtype(a.dtype, number) or (a.dtype == np.bool_ and a.ndim > 0)  # masks are classes 0 and 1
+    if a.shape != field.shape or not is_number or np.iscomplexobj(a):
         raise UserError(f"field {name!r} takes {field.takes}; got {given!r}")
     field.check(name, a)
     return a.astype(field.dtype)

@@ -69,5 +69,8 @@ class Label(NamedTuple):
     def text(self, value: np.ndarray) -> str | None:
         return self.values[int(value)]
 
+    def mirrored(self, values: Any) -> Any:
+        return values
+
     def random(self, key: PRNGKey, num: int) -> Array:
         return jax.random.randint(key, (num,), 0, len(self.values))

@@ -54,7 +54,8 @@ class Tokens(NamedTuple):
         return self._asdict()
 
     def column(self, name: str, rows: Sequence[Any]) -> np.ndarray:
-        return np.stack([encode(row.decode() if isinstance(row, bytes) else row, self) for row in rows])
+        ids = _ids(self)
+        return np.stack([_encoded(row.decode() if isinstance(row, bytes) else row, self, ids) for row in rows])
 
     def parse(self, name: str, text: str) -> np.ndarray:
         return encode(text, self)
@@ -64,6 +65,9 @@ class Tokens(NamedTuple):
 
     def text(self, value: np.ndarray) -> str | None:
         return " ".join(self.words[int(k)] for k in value if k)
+
+    def mirrored(self, values: Any) -> Any:
+        return values
 
     def random(self, key: PRNGKey, num: int) -> Array:
         return jax.random.randint(key, (num, self.length), 0, len(self.words))
@@ -85,8 +89,15 @@ def encode(text: str, field: Tokens) -> np.ndarray:
     Raises:
       DataError: for a word outside the vocabulary, or too many words.
     """
+    return _encoded(text, field, _ids(field))
+
+
+def _ids(field: Tokens) -> dict[str, int]:
+    return {word: i for i, word in enumerate(field.words) if i > 0}
+
+
+def _encoded(text: str, field: Tokens, ids: dict[str, int]) -> np.ndarray:
     words = _words(text)
-    ids = {word: i for i, word in enumerate(field.words) if i > 0}
     if unknown := [word for word in words if word not in ids]:
         raise DataError(f"got the unknown word {unknown[0]!r} in {text!r}, expected words of: {', '.join(ids)}")
     if len(words) > field.length:

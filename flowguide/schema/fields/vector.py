@@ -76,6 +76,9 @@ class Vector(NamedTuple):
     def text(self, value: np.ndarray) -> str | None:
         return None
 
+    def mirrored(self, values: Any) -> Any:
+        return values
+
     def random(self, key: PRNGKey, num: int) -> Array:
         return restored(jax.random.normal(key, (num, self.size)), self.mean, self.scale)
 
