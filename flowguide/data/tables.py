@@ -208,11 +208,11 @@ def field_of(table: Table, name: str, examples: Examples) -> Field:
         _check_varies(table, name, len(distinct))
         if column.dtype.kind in "biu" and len(distinct) <= min(MOST_CLASSES, max(2, table.size // 2)):
             return Label(tuple(str(value) for value in distinct.tolist()))
+    if shape and shape == sides:
+        return Aligned(Vectors((*shape, 1), *moments(_sample(table, name, (*shape, 1)))))
     mean, scale = moments(_sample(table, name, shape or (1,)))
     if len(shape) < 2:
         return Vector(*shape or (1,), mean, scale)
-    if shape == sides:
-        return Aligned(Vectors((*shape, 1), *moments(_sample(table, name, (*shape, 1)))))
     if not sides or _fits_beside(shape, sides):
         return Aligned(Vectors(shape, mean, scale))
     if len(shape) == 2:

@@ -24,7 +24,10 @@ WRONG = [
     ({"flip": 1}, "flip takes True or False"),
     ({"decay": 3}, "decay takes text"),
     ({"drop_field_rate": 0.5}, "drop_field_rate takes numbers, such as .0.1, 0.1."),
-    ({"data": 3}, "data has the settings name, path, example, split, test_split, fields, data_dir, image_size; got 3"),
+    (
+        {"data": 3},
+        "data has the settings name, path, example, split, test_split, fields, known, data_dir, image_size; got 3",
+    ),
     ({"data": {"fields": "hat"}}, "data.fields takes texts"),
     ({"preview": {"gammas": (1, "abc")}}, "preview.gammas takes numbers"),
     ({"times": "uniform"}, "times takes a name and its settings, .*; got 'uniform'"),

@@ -1,11 +1,26 @@
 """Tables of arrays: what is found in them, how they are split, and what is refused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from flowguide.data import describe_table, of_arrays, open_table, tables
 from flowguide.errors import DataError
-from flowguide.schema import Images, Label, Tokens, Vector, Vectors, info_from_json, info_to_json
+from flowguide.schema import (
+    Aligned,
+    ClassMap,
+    Images,
+    Label,
+    Labels,
+    Series,
+    Tokens,
+    Vector,
+    Vectors,
+    info_from_json,
+    info_to_json,
+)
+from flowguide.schema.standard import standardised
 
 N = 40
 
@@ -54,6 +69,59 @@ FIELDS = {
     "many whole numbers": (np.arange(N) * 3, Vector),
     "captions": ([f"a dog and {i} cats" for i in range(N)], Tokens),
 }
+
+
+IMAGES, WAVES = np.zeros((N, 8, 6, 3), np.uint8), RNG.normal(size=(N, 8, 2)).astype(np.float32)
+PADDED = np.where(np.arange(5)[:, None] < 1 + np.arange(N)[:, None, None] % 5, RNG.normal(size=(N, 5, 4)), np.nan)
+# Examples, a condition on the same axes or not, and the field that it is.
+BESIDE = {
+    "grey images beside images": (IMAGES, IMAGES[..., 0], Aligned(Images((8, 6, 1)))),
+    "small images beside images": (IMAGES, IMAGES[:, ::2, ::2], Aligned(Images((4, 3, 3)))),
+    "float channels beside images": (IMAGES, RNG.normal(size=(N, 8, 6)), Aligned),
+    "masks beside images": (IMAGES, RNG.random((N, 8, 6)) < 0.5, ClassMap((8, 6), ("0", "1"))),
+    "class maps beside images": (IMAGES, np.arange(N)[:, None, None] % 3 * np.ones((8, 6), int), ClassMap),
+    "series beside images": (IMAGES, PADDED, Series),
+    "series beside signals": (WAVES, PADDED, Series),
+    "signals beside signals": (WAVES, WAVES[:, ::4], Aligned),
+    "one channel beside signals": (WAVES, WAVES[..., 0], Aligned),
+    "images beside vectors": (X, RNG.normal(size=(N, 8, 6, 1)), Aligned),
+    "numbers beside images": (IMAGES, X, Vector),
+    "tags in one text": (X, ["a|b", "b|c", "", "c"] * (N // 4), Labels(("a", "b", "c"))),
+    "tags in lists": (X, [["a", "b"], [], ("c",), ["c", "a", "b"]] * (N // 4), Labels(("a", "b", "c"))),
+    "tags as booleans": (X, RNG.random((N, 3)) < 0.5, Labels(("0", "1", "2"))),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_fields_beside_the_examples_are_known_by_their_axes(name):
+    x, c, expected = BESIDE[name]
+    values: Any = np.asarray(c, object if isinstance(c, list) else None)
+    table = of_arrays("data", {"x": x, "c": c})
+    info = describe_table(table, ("x",))
+    field = info.fields["c"]
+    assert field == expected if not isinstance(expected, type) else type(field) is expected
+    assert info_from_json(info_to_json(info)) == info
+    rows = open_table(table, "train", info, ("x",)).read(np.arange(9)).value["c"]
+    assert (rows.shape, rows.dtype) == ((9, *field.shape), field.dtype)
+    field.check("c", rows)
+    at = tables._rows_of(table, "train")[:9]
+    if isinstance(field, Labels):
+        names: Any = [set(one.split("|")) if isinstance(one, str) else one for one in (values[at])]
+        has = np.array(
+            [[one[i] if field.values[0] == "0" else v in one for i, v in enumerate(field.values)] for one in names]
+        )
+        np.testing.assert_array_equal(rows, has)
+    else:
+        np.testing.assert_array_equal(rows, values[at].reshape(rows.shape).astype(field.dtype))
+    if isinstance(field, Aligned | Series) and field.dtype == np.float32:
+        seen = standardised(field.column("c", values), *_moments(field))
+        np.testing.assert_allclose(np.nanmean(seen, axis=tuple(range(seen.ndim - 1))), 0, atol=1e-5)
+        np.testing.assert_allclose(np.nanstd(seen, axis=tuple(range(seen.ndim - 1))), 1, atol=1e-5)
+
+
+def _moments(field):
+    settings: Any = field.array if isinstance(field, Aligned) else field
+    return settings.mean, settings.scale
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -164,7 +232,29 @@ BROKEN = {
     "unknown field": ({"x": X, "kind": KINDS}, {"fields": ("kinds",)}, "did you mean 'kind'"),
     "unknown example": ({"x": X, "kind": KINDS}, {"example": ("y",)}, "expected columns of data: x, kind"),
     "both": ({"x": X, "c": X}, {"example": ("x",), "fields": ("x",)}, "as an example and as a field"),
-    "a matrix as a field": ({"x": X, "c": np.ones((N, 2, 2)) * RNG.random((N, 1, 1))}, {}, "expected a class label"),
+    "a volume beside images": (
+        {"x": np.zeros((N, 8, 8), np.uint8), "c": RNG.random((N, 4, 4, 4, 1))},
+        {"example": ("x",)},
+        "expected an array on the same axes",
+    ),
+    "sides that do not divide": (
+        {"x": np.zeros((N, 8, 8), np.uint8), "c": RNG.random((N, 3, 8, 1))},
+        {"example": ("x",)},
+        "expected an array on the same axes",
+    ),
+    "a class map of numbers": (
+        {"x": np.zeros((N, 8, 8), np.uint8), "c": np.full((N, 8, 8), -1)},
+        {"example": ("x",)},
+        "expected a class map of 0 to 999",
+    ),
+    "NaN within a series": (
+        {
+            "x": np.zeros((N, 8, 8), np.uint8),
+            "c": np.where(np.arange(5)[:, None] == 2, np.nan, 1.0) * np.ones((N, 5, 3)),
+        },
+        {"example": ("x",)},
+        "nan in 'c', row 0",
+    ),
 }
 
 

@@ -69,9 +69,9 @@ class Known(NamedTuple):
             hidden = np.zeros(values.shape, bool) if alpha is None else np.broadcast_to(alpha == 0, values.shape)
             return np.where(hidden, np.nan, values.astype(np.float32))
         words = self._by_column(name, text) if ":" in text else dict(enumerate(text.split()))
-        if ":" not in text and len(words) != self.shape[0]:
+        if ":" not in text and len(words) != math.prod(self.shape):
             raise UserError(f"field {name!r} takes {self.takes}; got {text!r:.100}")
-        found = np.full(self.shape, np.nan, np.float32)
+        found: Any = np.full(self.shape, np.nan, np.float32)
         try:
             for place, word in words.items():
                 found[place] = np.nan if word == "?" else float(word)
