@@ -209,3 +209,44 @@ def test_the_command_line_takes_a_file(tmp_path, capsys):
         main(["train", f"--workdir={tmp_path / 'new'}", "--config=avatars", "--fields=kind"])
     assert "--fields is about --data=PATH" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def completing(tmp_path_factory):
+    """A model of two strongly correlated numbers, of which either may be known."""
+    z = RNG.normal(size=(2000, 1))
+    x = np.concatenate([100 + 10 * z, -3 + 0.5 * (0.8 * z + 0.6 * RNG.normal(size=z.shape))], axis=1)
+    table = {"height": x[:, 0], "weight": x[:, 1]}
+    path = tmp_path_factory.mktemp("known") / "data.csv"
+    rows = zip(*table.values(), strict=True)
+    path.write_text("\n".join([",".join(table), *(f"{a},{b}" for a, b in rows)]))
+    c = settings(1500, batch_size=256, lr=3e-3, eval_every=500, checkpoint_every=500)
+    c.network.update({"width": 64, "depth": 2})
+    return flowguide.fit(path, workdir=path.parent / "run", config=c, known=True), x
+
+
+def test_either_part_is_completed_from_the_other(completing):
+    """The conditional mean and deviation of a Gaussian: mean + r s_y/s_x (x - mean_x), s_y sqrt(1 - r^2), r = 0.8."""
+    model, _ = completing
+    for known, at, mean, std in (
+        ("height:115", 1, -3 + 0.5 * 0.8 * 1.5, 0.5 * 0.6),
+        ({"weight": -4.0}, 0, 100 - 10 * 0.8 * 2.0, 10 * 0.6),
+        ("? -2.25", 0, 100 + 10 * 0.8 * 1.5, 10 * 0.6),
+    ):
+        x = model.sample({"known": known}, num=1000, gamma=1.0, batch_size=1000)
+        assert x[:, at].mean() == pytest.approx(mean, abs=0.25 * std)
+        assert x[:, at].std() == pytest.approx(std, rel=0.2)
+        assert len(np.unique(x[:, 1 - at])) == 1  # exactly as given
+    everything = model.sample(num=2000, batch_size=2000)
+    assert np.corrcoef(everything.T)[0, 1] == pytest.approx(0.8, abs=0.06)
+
+
+def test_one_known_part_each_and_no_density_given_a_part(completing):
+    model, x = completing
+    parts = x[:5].astype(np.float32)
+    parts[:, 1] = np.nan
+    np.testing.assert_array_equal(model.sample({"known": parts}, gamma=1.0)[:, 0], parts[:, 0])
+    with pytest.raises(UserError, match="leave the part out"):
+        model.log_prob(x[:5], {"known": parts})
+    with pytest.raises(UserError, match="called 'known'"):
+        flowguide.fit(X, {"known": X}, known=True)

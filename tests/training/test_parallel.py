@@ -11,7 +11,7 @@ from flowguide import build, couplings, losses, paths, targets, times
 from flowguide.config import default
 from flowguide.errors import UserError
 from flowguide.networks import MLP, DiT, Network, as_network
-from flowguide.schema import Batch, Images, Label
+from flowguide.schema import Aligned, Batch, Images, Known, Label, Vectors
 from flowguide.training import ema, parallel
 from flowguide.training.parallel import (
     abstract,
@@ -230,6 +230,26 @@ def test_flip_mirrors_half_of_the_images():
     share = 1 - float(make_loss(network, recipe, lambda x: x, jax.random.key(2), mirrored)({}, 0, b))
     assert abs(share - 0.5) < 4.5 * 0.5 / 256**0.5
     assert float(make_loss(network, recipe, lambda x: x, jax.random.key(2))({}, 0, b)) == 1.0
+
+
+def test_what_lies_beside_an_example_is_mirrored_with_it_and_its_known_part_is_its_own():
+    """The network predicts its condition, which is the mirrored example itself: no error remains."""
+    x = np.random.default_rng(0).normal(size=(64, 3, 4, 1)).astype(np.float32)
+    fields = {"beside": Aligned(Images((3, 4, 1))), "known": Known(Vectors((3, 4, 1))), "kind": Label(("a", "b"))}
+    parts = []
+
+    def velocity(params, t, x, c):
+        parts.append(c.value["known"])
+        return jnp.where(jnp.isnan(c.value["known"]), c.value["beside"], c.value["known"])
+
+    recipe = losses.Recipe(paths.path(lambda t: t, lambda t: 0 * t), times.uniform())  # the target is x1 itself
+    b = Batch(x, {"beside": x, "kind": np.zeros(64, np.int32)}, np.arange(64, dtype=np.int32))
+    network = Network(lambda key: {}, velocity)
+    loss = make_loss(network, recipe, lambda x: x, jax.random.key(2), Images((3, 4, 1)).mirrored, fields=fields)
+    assert float(loss({}, 0, b)) == 0.0
+    known = ~np.isnan(parts[0])
+    assert 0.2 < known.mean() < 0.8
+    assert not np.array_equal(parts[0][known], x[known])  # half of them are mirrored
 
 
 def test_the_moving_average_teaches_unless_another_does():
