@@ -3,7 +3,8 @@
 pip install "flowguide[data]" && python -m flowguide data prepare imagenet2012 --files=DIR
 python train.py --config=configs/imagenet64.py --workdir=runs/imagenet64
 
-Sized for a machine with eight accelerators; not run here yet.
+For a machine with eight accelerators; not run here yet. `flowguide plan` estimates 7 hours on eight H100, or 1.4 days
+on eight TPU v5e, at 40 % of their peak.
 """
 
 from flowguide import config

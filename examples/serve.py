@@ -4,7 +4,8 @@ python sample.py --workdir=runs/digits --export=digits.hlo
 python examples/serve.py digits.hlo --port=8000
 curl "localhost:8000/?label=3&gamma=2&num=4&seed=0" -o samples.npy
 
-Omitted fields are ∅. The response is a NumPy file, uint8 (num, height, width, channels) for images; for an invalid
+A vector is written as its numbers, ?angle=0.3 or ?position=0.3,1.2. Omitted fields are ∅. The response is a NumPy file,
+uint8 (num, height, width, channels), for images; for vectors it is JSON, a list of num lists of numbers; for an invalid
 query, one line of text. The number of samples is rounded up to a power of two, with one compilation for each.
 
 The server reads queries concurrently and samples for one at a time. It drops a client that is silent for TIMEOUT
@@ -34,9 +35,10 @@ CLIENTS = 32  # connections open at a time
 
 
 def load(file: Path):
-    """Returns the jitted sampler (seed, index, gamma, value, present) -> x, and its fields from the JSON beside it."""
+    """Returns the jitted sampler (seed, index, gamma, value, present) -> x, and what its data are from the JSON."""
     exported = export.deserialize(bytearray(file.read_bytes()))
-    return jax.jit(exported.call), json.loads(file.with_name(file.name + ".json").read_text())["data"]["fields"]
+    data = json.loads(file.with_name(file.name + ".json").read_text())["data"]
+    return jax.jit(exported.call), {"kind": data["kind"], "fields": data["fields"]}
 
 
 def draw(sampler, fields: dict[str, dict[str, Any]], asked: dict[str, str]) -> np.ndarray:
@@ -56,15 +58,9 @@ def draw(sampler, fields: dict[str, dict[str, Any]], asked: dict[str, str]) -> n
     size = 1 << (num - 1).bit_length()
     value, present = {}, {}
     for name, field in fields.items():
-        if field["type"] != "label":
-            shape = (size, field["size"]) if field["type"] == "vector" else (size, field["length"])
-            value[name] = np.zeros(shape, np.float32 if field["type"] == "vector" else np.int32)
-            present[name] = np.zeros(size, bool)
-            continue
-        text = asked.pop(name, None)
-        if text is not None and text not in field["values"]:
-            raise ValueError(f"{name} is one of {', '.join(field['values'])}; got {text!r}")
-        value[name] = np.full(size, 0 if text is None else field["values"].index(text), np.int32)
+        text = asked.pop(name, None) if field["type"] in ("label", "vector") else None
+        one = _value(name, field, text)
+        value[name] = np.broadcast_to(one, (size, *one.shape))
         present[name] = np.full(size, text is not None)
     if asked:
         raise ValueError(f"expected num, seed, gamma and fields among {', '.join(fields)}; got {', '.join(asked)}")
@@ -73,6 +69,23 @@ def draw(sampler, fields: dict[str, dict[str, Any]], asked: dict[str, str]) -> n
     if not np.isfinite(x).all():
         raise ValueError(f"the samples at gamma = {gamma:g} are not finite: use a smaller gamma")
     return x
+
+
+def _value(name: str, field: dict[str, Any], text: str | None) -> np.ndarray:
+    """Returns one value of a field; zeros for None."""
+    if field["type"] == "label":
+        if text is not None and text not in field["values"]:
+            raise ValueError(f"{name} is one of {', '.join(field['values'])}; got {text[:20]!r}")
+        return np.array(0 if text is None else field["values"].index(text), np.int32)
+    if field["type"] != "vector":
+        return np.zeros(field["length"], np.int32)
+    try:
+        numbers = np.array([float(part) for part in text.split(",")] if text is not None else [0.0] * field["size"])
+    except ValueError:
+        numbers = np.zeros(0)
+    if numbers.size != field["size"] or not (np.abs(numbers) <= np.finfo(np.float32).max).all():
+        raise ValueError(f"{name} takes {field['size']} finite numbers, separated by commas; got {(text or '')[:40]!r}")
+    return numbers.astype(np.float32)
 
 
 def _number(asked: dict[str, str], name: str, kind: Callable[[str], Any], default: str) -> Any:
@@ -88,8 +101,8 @@ class Handler(BaseHTTPRequestHandler):
 
     timeout = TIMEOUT
 
-    def __init__(self, draw: Callable[[dict[str, str]], np.ndarray], *args) -> None:
-        self.draw = draw
+    def __init__(self, draw: Callable[[dict[str, str]], np.ndarray], as_json: bool, *args) -> None:
+        self.draw, self.as_json = draw, as_json
         super().__init__(*args)
 
     def do_GET(self) -> None:
@@ -104,6 +117,9 @@ class Handler(BaseHTTPRequestHandler):
             # In the body, not a header: the client chose part of the text, whose line breaks could inject headers.
             text = " ".join(str(error).split()) + "\n"
             self._answer(400, "text/plain; charset=utf-8", text.encode(errors="replace"))
+            return
+        if self.as_json:
+            self._answer(200, "application/json", json.dumps(x.tolist()).encode())
             return
         body = io.BytesIO()
         np.save(body, x, allow_pickle=False)
@@ -122,14 +138,14 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, sampler, fields: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, port: int, sampler, data: dict[str, Any]) -> None:
         self._free, one = threading.BoundedSemaphore(CLIENTS), threading.Lock()
 
         def draw_alone(asked: dict[str, str]) -> np.ndarray:
             with one:
-                return draw(sampler, fields, asked)
+                return draw(sampler, data["fields"], asked)
 
-        super().__init__(("localhost", port), partial(Handler, draw_alone))
+        super().__init__(("localhost", port), partial(Handler, draw_alone, data["kind"] == "points"))
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts a thread for the connection, or answers 503 if all are in use."""
@@ -166,12 +182,12 @@ def main() -> None:
     if not 0 <= options.port < 2**16:
         parser.error(f"expected a port from 0 (any that is free) to 65535; got {options.port}")
     try:
-        sampler, fields = load(options.file)
+        sampler, data = load(options.file)
     except Exception as error:  # other files fail in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         parser.error(f"{options.file} cannot be read ({reason}): give a file that sample.py --export wrote")
     try:
-        server = Server(options.port, sampler, fields)
+        server = Server(options.port, sampler, data)
     except OSError as error:
         parser.error(f"port {options.port} is not available ({error.strerror}): choose another")
     with server:

@@ -82,21 +82,14 @@ def save_figure(path: Path, cells: np.ndarray, rows: Sequence[str], columns: Seq
       rows: R labels.
       columns: C labels.
     """
-    images = _as_images(cells)
-    if images is not None and cells.shape[:2] == (1, 1):
-        pixels = image_grid(images[0, 0])
-    else:
-        pixels = _labelled(cells if images is None else images, rows, columns, images is not None)
+    pixels = _drawn(cells, rows, columns)
     save_png(path, pixels)
     return pixels
 
 
 def figure(x: np.ndarray) -> Image.Image:
     """Returns samples ``(N, *D)`` of one condition as a picture, drawn as ``save_figure`` does."""
-    cells = x[None, None]
-    images = _as_images(cells)
-    pixels = _labelled(cells, [""], [""], False) if images is None else image_grid(images[0, 0])
-    return Image.fromarray(pixels)
+    return Image.fromarray(_drawn(x[None, None], [""], [""]))
 
 
 def save_gaps(path: Path, gaps: Mapping[str, Gap], title: str) -> None:
@@ -151,6 +144,14 @@ def _save(path: Path, figure: Figure) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=100, format="png")
     storage.write_bytes(path, content.getvalue())
+
+
+def _drawn(cells: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    """Returns the pixels of ``save_figure``."""
+    images = _as_images(cells)
+    if images is not None and cells.shape[:2] == (1, 1):
+        return image_grid(images[0, 0])
+    return _labelled(cells if images is None else images, rows, columns, images is not None)
 
 
 def _over_white(images: np.ndarray) -> np.ndarray:

@@ -79,7 +79,12 @@ def restore(
 
 
 def restore_ema(
-    workdir: Path, like: PyTree, step: int | None = None, info: dict[str, Any] | None = None
+    workdir: Path,
+    like: PyTree,
+    step: int | None = None,
+    info: dict[str, Any] | None = None,
+    *,
+    best: int | None = None,
 ) -> tuple[PyTree, int]:
     """Returns only the averaged parameters, of the given step or the newest whole checkpoint, and that step.
 
@@ -90,6 +95,8 @@ def restore_ema(
       like: a tree of arrays or ``jax.ShapeDtypeStruct``: structure, shapes and dtypes.
       step: of the checkpoint; None for the newest.
       info: the JSON of ``info.json``; None to skip its comparison.
+      best: the step of the best checkpoint, which is tried before the newest. If it is damaged, a warning says which is
+        used.
 
     Raises:
       UserError: if there is no such checkpoint, it cannot be read, or it belongs to another network.
@@ -102,7 +109,8 @@ def restore_ema(
     def check(step: int, parts: Any) -> None:
         _compare(parts["hashes"], {"ema": leaf_hashes(parts["ema"])})
 
-    used, parts, _ = _newest_whole(checkpoints, partial(_read, checkpoints, info, {"ema": like}, ()), check, step)
+    read = partial(_read, checkpoints, info, {"ema": like}, ())
+    used, parts, _ = _newest_whole(checkpoints, read, check, step, best)
     return parts["ema"], used
 
 
@@ -161,21 +169,26 @@ class _Damaged(Exception):
 
 
 def _newest_whole(
-    checkpoints: Path, read: Callable[[int], Any], check: Callable[[int, Any], None], only: int | None = None
+    checkpoints: Path,
+    read: Callable[[int], Any],
+    check: Callable[[int, Any], None],
+    only: int | None = None,
+    best: int | None = None,
 ) -> tuple[int, Any, list[int]]:
-    """Finds the newest step, or ``only``, that all processes can ``read`` and ``check``.
+    """Finds the newest step, or ``only``, that all processes can ``read`` and ``check``; tries ``best`` first.
 
     It lists the folder again after every failure: a trainer deletes a checkpoint once it has a newer one.
 
     Returns:
-      the step, what it holds, and the newer steps that are broken.
+      the step, what it holds, and the steps that are broken and would have come before it.
     """
     reasons: dict[int, str] = {}
 
     def untried() -> int:
         """Returns the next step as the main process sees it: others may see a change of the folder a little later."""
         steps = [step for step in _steps(checkpoints) if step not in reasons and only in (None, step)]
-        return int(processes.broadcast_from_main(max(steps, default=-1)))
+        first = max(steps, default=-1) if best not in steps else best
+        return int(processes.broadcast_from_main(first))
 
     while (step := untried()) >= 0:
         whole, reason = _attempt(partial(read, step))
@@ -185,12 +198,14 @@ def _newest_whole(
             reasons[step] = reason
             continue
         broken = [
-            bad for bad in reasons if bad > step and processes.broadcast_from_main((checkpoints / str(bad)).exists())
+            bad
+            for bad in reasons
+            if (bad > step or bad == best) and processes.broadcast_from_main((checkpoints / str(bad)).exists())
         ]
         for bad in broken:
             print(
-                f"warning: the checkpoint {checkpoints / str(bad)} is damaged ({reasons[bad]}); that of step {step} is "
-                "used in its place",
+                f"warning: the {'best ' * (bad == best)}checkpoint {checkpoints / str(bad)} is damaged "
+                f"({reasons[bad]}); that of step {step} is used in its place",
                 file=sys.stderr,
             )
         return step, whole, broken

@@ -64,6 +64,29 @@ def test_a_flipped_byte_in_what_is_sampled_from_is_found(run, tmp_path, capsys):
         sampling.load(copy, 12)
 
 
+def test_a_damaged_best_checkpoint_is_replaced_by_the_newest_whole_one(run, tmp_path, capsys):
+    """Step 8 is made the best one, then damaged; a step that is asked for by its number is not replaced."""
+    workdir, states, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    c = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**c, "use": "best"}))
+    for step, loss in ((8, 0.1), (12, 0.2)):
+        scores = copy / "checkpoints" / str(step) / "metrics" / "metrics"
+        scores.parent.mkdir(exist_ok=True)
+        scores.write_text(json.dumps({checkpoint.BEST_BY: loss}))
+    assert same(sampling.load(copy).params, states[8][0].ema)
+    assert not capsys.readouterr().err
+    shutil.rmtree(copy / "checkpoints" / "8" / "ema")
+    loaded = sampling.load(copy)
+    assert (loaded.step, same(loaded.params, states[12][0].ema)) == (12, True)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("warning: the best checkpoint ")
+    assert line.endswith("; that of step 12 is used in its place")
+    with pytest.raises(UserError, match=r"checkpoints/8 cannot be read"):
+        sampling.load(copy, 8)
+
+
 def test_nothing_is_unpickled(run, monkeypatch):
     """What could run code from a checkpoint is not even called."""
 

@@ -190,9 +190,22 @@ def test_a_model_shows_itself(run):
         model.log_prob(np.zeros((3, 2)))
 
 
-def test_the_command_line_takes_a_file(tmp_path, capsys):
+def write_pets(file):
     rows = "\n".join(f"{float(x)},{label}" for x, label in zip(X[:, 0], LABELS, strict=True))
-    (tmp_path / "pets.csv").write_text(f"weight,kind\n{rows}\n")
+    file.write_text(f"weight,kind\n{rows}\n")
+
+
+def test_the_command_line_reads_a_file_once(tmp_path, monkeypatch):
+    write_pets(tmp_path / "pets.csv")
+    read, real = [], flowguide.data.files.READERS[".csv"]
+    monkeypatch.setitem(flowguide.data.files.READERS, ".csv", lambda path: read.append(path) or real(path))
+    changes = ["--config.steps=2", "--config.batch_size=16", "--config.network.width=8"]
+    assert main(["train", f"--data={tmp_path / 'pets.csv'}", f"--workdir={tmp_path / 'run'}", *changes]) in (0, None)
+    assert len(read) == 1
+
+
+def test_the_command_line_takes_a_file(tmp_path, capsys):
+    write_pets(tmp_path / "pets.csv")
     changes = ["--config.steps=20", "--config.batch_size=16", "--config.network.width=8", "--config.eval_every=20"]
     run = [f"--data={tmp_path / 'pets.csv'}", f"--workdir={tmp_path / 'run'}", *changes]
     assert main(["train", *run]) in (0, None)
@@ -208,6 +221,12 @@ def test_the_command_line_takes_a_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", f"--workdir={tmp_path / 'new'}", "--config=avatars", "--fields=kind"])
     assert "--fields is about --data=PATH" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", f"--workdir={tmp_path / 'new'}", f"--data={tmp_path / 'pets.csv'}", "--config.data.fields=kind"])
+    assert "--data says which data; got --config.data.fields too" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", f"--workdir={tmp_path / 'new'}", "--data=avatars", "--example=hair"])
+    assert "--example is about files and folders; got --data=avatars" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

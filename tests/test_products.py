@@ -132,7 +132,7 @@ def test_the_start_has_variance_one_over_the_sum_of_weights():
 
 @pytest.mark.parametrize("clip", [0.05, 0.3])
 def test_a_clipped_increment_stays_near_the_mean(clip):
-    """Of two steps, each of which adds half: the rate is 0 at both ends, and particles that do not move keep theirs."""
+    """Both of the two steps add the same: the rate is 0 at both ends of time, and the particles do not move."""
     with jax.enable_x64(True):
         gained, _ = weights_of_still_particles(paths.linear(), (-2.0, 3.0), 2)
         got, _ = weights_of_still_particles(paths.linear(), (-2.0, 3.0), 2, clip=clip)

@@ -18,7 +18,7 @@ from flowguide.cli import sample, sample_output
 from flowguide.cli.command import parse
 from flowguide.cli.sample_command import parse as parse_command
 from flowguide.cli.sample_output import Drawn
-from flowguide.data import open_dataset
+from flowguide.data import import_path, open_dataset, open_path
 from flowguide.errors import UserError
 from flowguide.lock import only_trainer
 from flowguide.pictures import save_png
@@ -368,7 +368,7 @@ def test_a_run_is_read_from_its_address(objects, monkeypatch, digits):
     local = sampling.load(digits)
     seen = []
 
-    def restore_ema(workdir, like, step, info):
+    def restore_ema(workdir, like, step, info, best):
         seen.append((str(workdir), info == json.loads((digits / "info.json").read_text())))
         return local.params, 3
 
@@ -408,6 +408,23 @@ def test_data_are_prepared_in_a_bucket_and_read_from_a_copy(objects, monkeypatch
     open_dataset("mixture2d", "train[:1%]", data_dir="gs://bucket/gs")
     assert capsys.readouterr().err == ""
     assert len(Bucket.writes) == count
+
+
+def test_files_are_imported_into_a_bucket_and_replaced_there(objects, monkeypatch, tmp_path):
+    """Copies of a set that is imported anew, of the same size, are made anew as well."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    for sign in (1, -1):
+        np.save(tmp_path / "x.npy", sign * x)
+        assert import_path(tmp_path / "x.npy", "mine", "gs://bucket/data").written
+        assert Bucket.writes[-1] == "bucket/data/mine/1.0.0/dataset_info.json"
+        assert not import_path(tmp_path / "x.npy", "mine", "gs://bucket/data").written
+        there = open_dataset("mine", data_dir="gs://bucket/data")
+        np.testing.assert_array_equal(
+            there.read(np.arange(18)).x, open_path(tmp_path / "x.npy")[0].read(np.arange(18)).x
+        )
+        objects.pop("bucket/data/mine/1.0.0/dataset_info.json")  # as if the import had been killed
+        mirrors.local_copy.cache_clear()  # as in the next process
 
 
 def test_a_copy_finds_a_place_where_there_is_no_home(objects, monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 
@@ -22,7 +22,8 @@ class Command(NamedTuple):
       description: what ``--help`` says first.
       define: defines its flags on the given values.
       main: runs it with the parsed flags.
-      takes_config: whether it takes --config=NAME and --config.SETTING=VALUE.
+      takes_config: whether it takes --config=NAME, --config.SETTING=VALUE and --data. ``main`` gets the data if they
+        are open already.
       takes_words: whether it takes words besides flags, which are passed to ``main``.
       epilogue: what ``--help`` says last.
     """
@@ -47,8 +48,8 @@ def run(command: Command, program: str, arguments: Sequence[str]) -> int:
         if {"--help", "-h", "-help"} & set(arguments):
             print(help_text(command, program))
         else:
-            values, words = parse(command, program, arguments)
-            command.main(values, *words)
+            values, others = parse(command, program, arguments)
+            command.main(values, *others)
 
     return guarded(main)
 
@@ -80,19 +81,22 @@ def guarded(main: Callable[[], None]) -> int:
     return 0
 
 
-def parse(command: Command, program: str, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-    """Parses the flags of a command; returns their values, and the words that are no flags.
+def parse(command: Command, program: str, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[Any]]:
+    """Parses the flags of a command.
+
+    Returns:
+      their values, and what else ``main`` takes: the words that are no flags, or the data that were opened on the way.
 
     Raises:
       UserError, flags.Error: for unknown flags and bad values, and configs that cannot be loaded.
     """
     values = flags.FlagValues()
     command.define(values)
-    rest = list(arguments)
+    rest, opened = list(arguments), None
     if command.takes_config:
         from flowguide.cli.config_flag import config_and_rest  # networks and optimisers, which other commands need not
 
-        rest = config_and_rest(values, rest)
+        rest, opened = config_and_rest(values, rest)
     flags.FLAGS([program])  # libraries may read flags of their own
     try:
         words = values([program, *rest])[1:]
@@ -100,7 +104,7 @@ def parse(command: Command, program: str, arguments: Sequence[str]) -> tuple[fla
         raise UserError(f"unknown flag --{error.flagname}{hint(error.flagname, values)}: --help lists all") from error
     if words and not command.takes_words:
         raise UserError(f"got {words[0]!r:.100}, expected flags of the form --name=value; --help lists them")
-    return values, words
+    return values, words if opened is None else [opened]
 
 
 def help_text(command: Command, program: str) -> str:

@@ -14,6 +14,22 @@ from flowguide import processes
 from flowguide.errors import UserError
 
 
+def define_column_flags(values: flags.FlagValues) -> None:
+    """Defines which columns of a file or folder are what."""
+    flags.DEFINE_string("example", None, "columns of the data that are the examples, as a,b,c", flag_values=values)
+    flags.DEFINE_string(
+        "fields", None, "columns of the data that are the condition, as a,b,c; or none", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "image_size", None, "crop and resize the images of the data to this side", lower_bound=1, flag_values=values
+    )
+
+
+def names_in(text: str | None) -> tuple[str, ...]:
+    """Returns the names in a text such as "a,b,c"."""
+    return tuple(filter(None, (text or "").split(",")))
+
+
 def define_process_flags(values: flags.FlagValues) -> None:
     """Defines how a process finds the others, if there are several."""
     flags.DEFINE_string(

@@ -5,37 +5,45 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import flowguide
-from flowguide.build import Splits
-from flowguide.config import CHOICES, Config, check_types, complete
+from flowguide.build import Splits, splits
+from flowguide.cli.common import define_column_flags, names_in
+from flowguide.config import CHOICES, SETTINGS, Config, check_types, complete, config_for, default
 from flowguide.errors import UserError, hint
 
 CONFIG = "the experiment: a name such as avatars, or a Python file with a function get_config()"
+
+# Where data are, which --data leaves to the config.
+_PLACES_OF_DATA = ("data.data_dir", "data.split", "data.test_split")
+
+# Settings that are tuples of texts.
+_TEXTS = [name for name, setting in SETTINGS.items() if setting.default == ()]
 
 # In a wheel the configs are inside the package, in a clone beside it.
 _PLACES = (Path(flowguide.__file__).parent / "configs", Path(flowguide.__file__).parent.parent / "configs")
 
 
-def config_and_rest(values: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
+def config_and_rest(values: flags.FlagValues, arguments: Sequence[str]) -> tuple[list[str], Splits | None]:
     """Loads the config that the arguments name, and defines the flag ``config`` and those of the settings it changes.
 
     ``--config.CHOICE.name=NAME`` switches a named choice before its settings are parsed, so that
     ``--config.path.name=vp --config.path.beta_min=0.05`` works in any order.
 
     Returns:
-      the arguments without ``--config=NAME``.
+      the arguments without ``--config=NAME``, and the data if they had to be opened to choose a config for them.
 
     Raises:
       UserError: if no config is named, it cannot be loaded, or it has no such setting.
     """
     name, rest = _split(arguments)
-    config = _of_data(rest, None if name is None else _loaded(name))
+    config, data = _of_data(rest, None if name is None else _loaded(name))
     for _, task in _given(["task"], rest):  # a classifier's networks have other settings
         config.task = task
     for setting, option in _given([f"{choice}.name" for choice in CHOICES], rest):
@@ -54,33 +62,29 @@ def config_and_rest(values: flags.FlagValues, arguments: Sequence[str]) -> list[
         raise UserError(f"the config has no setting '{missing.strip(quotes)}': {known}") from error
     except (ValueError, flags.Error) as error:
         raise UserError(f"the flags cannot be read: {error}") from error
-    return rest
+    return rest, data
 
 
 def define_data_flags(values: flags.FlagValues) -> None:
-    """Defines the flags of data that are a file or a folder, which ``config_and_rest`` reads."""
+    """Defines the flags that name data, which ``config_and_rest`` reads."""
     flags.DEFINE_string(
         "data",
         None,
         "a file or folder to train on: images in a folder for each class or with a metadata.csv, .npz, .npy, .csv, "
-        ".parquet, or a Hugging Face data set on disk; without --config, network and size are chosen for it",
+        ".parquet, or a Hugging Face data set on disk; or the name of a prepared set. Without --config, network and "
+        "size are chosen for it",
         flag_values=values,
     )
-    flags.DEFINE_string("example", None, "columns of --data that are the examples, as a,b,c", flag_values=values)
-    flags.DEFINE_string(
-        "fields", None, "columns of --data that are the condition, as a,b,c; or none", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "image_size", None, "crop and resize the images of --data to this side", lower_bound=1, flag_values=values
-    )
-    flags.DEFINE_float("minutes", None, "train for so long, instead of a number of steps", flag_values=values)
+    define_column_flags(values)
 
 
 DATA_FLAGS = ("example", "fields", "image_size")
 
 
-def _of_data(arguments: Sequence[str], config: Config | None) -> Config:
-    """Returns the config with what ``--data`` and its flags say, or without a config one that is made for the data.
+def _of_data(arguments: Sequence[str], config: Config | None) -> tuple[Config, Splits | None]:
+    """Returns the config with what ``--data`` and its flags say.
+
+    Without a config it makes one for the data, and returns the data too, which are not read again.
 
     Raises:
       UserError: if there is neither, the flags have no ``--data``, or the data cannot be used.
@@ -94,22 +98,38 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> Config:
                 "expected --config=NAME, an experiment such as avatars, or --data=PATH, a file or folder; --help lists "
                 "all flags"
             )
-        return config
-    example, fields = (tuple(filter(None, asked.get(name, "").split(","))) for name in ("example", "fields"))
-    if not asked.get("image_size", "0").isdecimal():
-        raise UserError(f"--image_size takes a side in pixels; got {asked['image_size']!r:.100}")
-    size = int(asked.get("image_size", "0"))
-    chosen: Config = config
-    if chosen is None:
-        from flowguide.config import config_for
-        from flowguide.data import open_path
-        from flowguide.fitting import describe
+        return config, None
+    settings = _data_settings(asked)
+    if double := _given([f"data.{name}" for name in settings], arguments):
+        raise UserError(f"--data says which data; got --config.{double[0][0]} too: use --{', --'.join(DATA_FLAGS)}")
+    if config is not None:
+        config.data.update(settings)
+        return config, None
+    from flowguide.fitting import describe
 
-        data = Splits(*open_path(asked["data"], example, fields or None, image_size=size or None))
-        print(describe(data))
-        chosen = config_for(data.train.info, data.train.size, timed="minutes" in asked)
-    chosen.data.update({"path": asked["data"], "example": example, "fields": fields, "image_size": size})
-    return chosen
+    places = {name.removeprefix("data."): value for name, value in _given(_PLACES_OF_DATA, arguments)}
+    probe = default()
+    probe.data.update({**settings, **places})
+    data = splits(probe)
+    print(describe(data))
+    chosen = config_for(data.train.info, data.train.size, timed="minutes" in asked)
+    chosen.data.update(settings)
+    return chosen, data
+
+
+def _data_settings(asked: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the settings of a config's ``data`` that ``--data`` and its flags give."""
+    from flowguide.data import OURS, is_path
+
+    name, example, size = asked["data"], names_in(asked.get("example")), asked.get("image_size", "0")
+    if not size.isdecimal():
+        raise UserError(f"--image_size takes a side in pixels; got {size!r:.100}")
+    settings = {"example": example, "fields": names_in(asked.get("fields")), "image_size": int(size)}
+    if name not in OURS and is_path(name):
+        return {"path": name, **settings}
+    if example:
+        raise UserError(f"--example is about files and folders; got --data={name}, a prepared set: leave it out")
+    return {"path": "", "name": name, **settings}
 
 
 def load_config(name: str) -> Config:
@@ -164,9 +184,12 @@ def _find(name: str) -> Path:
 
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes ``--config=NAME`` out of the arguments, and completes ``--config.CHOICE=NAME`` with ``.name``."""
+    """Takes ``--config=NAME`` out of the arguments, and writes the others as ml_collections reads them.
+
+    It completes ``--config.CHOICE=NAME`` with ``.name``, and makes tuples of texts, as in ``--config.data.fields=a,b``.
+    """
     name, rest, waiting = None, [], False
-    choices = "|".join(CHOICES)
+    choices, texts = "|".join(CHOICES), "|".join(map(re.escape, _TEXTS))
     for argument in arguments:
         if waiting:
             name, waiting = argument, False
@@ -174,9 +197,17 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             waiting = True
         elif match := re.match("--?config=(.*)", argument, re.DOTALL):
             name = match[1]
+        elif match := re.match(f"(--?config\\.(?:{texts})=)(.*)", argument, re.DOTALL):
+            rest.append(match[1] + _literal(match[2]))
+        elif rest and re.fullmatch(f"--?config\\.(?:{texts})", rest[-1]):
+            rest.append(_literal(argument))
         else:
             rest.append(re.sub(f"^(--?config\\.(?:{choices}))(=|$)", r"\1.name\2", argument))
     return name, rest
+
+
+def _literal(texts: str) -> str:
+    return texts if texts.startswith(("(", "[")) else repr(names_in(texts))
 
 
 def _given(settings: Sequence[str], arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flowguide import build
+from flowguide.build import Splits
 from flowguide.cli.command import Command
+from flowguide.cli.config_flag import define_data_flags
 from flowguide.config import Config, check_types, settings_help
 from flowguide.errors import UserError
 from flowguide.planning import CHIPS, Chip, Plan, bytes_text, plan, time_text
@@ -20,9 +22,10 @@ from flowguide.schema import DataInfo, Vectors
 
 DESCRIPTION = """
 Estimates what a training run needs, on devices that need not be there: parameters, memory of a device, operations and
-time of a step. The data need not be there either.
+time of a step. The data of a config need not be there either.
 
   flowguide plan --config=imagenet64 --devices=256 --chip=v5e --config.layout.name=fsdp
+  flowguide plan --data=photos/ --devices=1 --chip=h100
 
 The step is compiled for as many virtual CPU devices; nothing is computed. The bytes of state and batch are exact: they
 are the shapes of the arrays. What a step needs besides is what XLA's compiler for CPUs makes of it, which lays out and
@@ -46,12 +49,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "shape", None, "shape of an example, if not that of the data: 32,32,4 for latents", flag_values=values
     )
+    define_data_flags(values)
 
 
-def main(values: flags.FlagValues) -> None:
-    """Plans and prints a table."""
+def main(values: flags.FlagValues, data: Splits | None = None) -> None:
+    """Plans and prints a table; ``data`` are those of the config, if they are open already."""
     config, console = values.config, Console()
-    chip, info = _chip(values), _info(values)
+    chip, info = _chip(values), _info(values, data)
     if values.shape is not None:
         config.flip = False  # latents cannot be mirrored, and mirroring changes nothing that is planned
     _virtual(values.devices)
@@ -83,9 +87,9 @@ def _chip(values: flags.FlagValues) -> Chip:
     return Chip(chip.peak if values.peak is None else values.peak, memory)
 
 
-def _info(values: flags.FlagValues) -> DataInfo:
+def _info(values: flags.FlagValues, data: Splits | None) -> DataInfo:
     check_types(values.config)
-    info = build.data_info(values.config)
+    info = build.data_info(values.config) if data is None else data.train.info
     if values.shape is None:
         return info
     if not values.shape or not all(side.isdecimal() and int(side) > 0 for side in values.shape):

@@ -19,6 +19,7 @@ from flowguide.cli.command import Command
 from flowguide.cli.common import join_processes, keep_compiled
 from flowguide.cli.sample_command import SampleCommand, check_is_no_folder
 from flowguide.cli.sample_output import Drawn, as_json, as_pngs, write
+from flowguide.cli.sample_table import check_table
 from flowguide.schema import info_to_json, prompts
 from flowguide.workdir import prepare_folder
 
@@ -61,7 +62,7 @@ def main(values: flags.FlagValues) -> None:
         return
     if processes.is_main_process():
         prepare_folder(command.out / "png" if as_pngs(command, model) else command.out)
-        check_is_no_folder(command.out / "samples.npz", command.out / "samples.json")
+        check_is_no_folder(*(command.out / f"samples.{kind}" for kind in ("npz", "csv", "json")))
 
     if command.fit:
         fitted = _fitted(command, model, config, gammas)
@@ -82,6 +83,8 @@ def _check_with_model(
         sampling.check_gap(config, model)
     for prompt in (*command.conds, *command.negatives, *(prompt for prompt, _ in command.composed)):
         prompts.parse(prompt, model.info.fields)
+    if command.save == "csv":
+        check_table([""] if command.compose else command.conds, model.info)
     negative_powers = min(gammas) < 0 or command.negatives or any(w < 0 for _, w in command.composed)
     if config.sampler == "fkc" and negative_powers:
         print(

@@ -36,7 +36,7 @@ class SampleCommand(NamedTuple):
       num: samples for each condition and γ.
       batch_size: samples at a time.
       seed: of the noise.
-      save: "png", "npz" or "none".
+      save: "png", "npz", "csv" or "none".
       diagnose: whether to draw gap.png.
       export: file to export to.
       trust_code: whether a run may name code outside of flowguide.

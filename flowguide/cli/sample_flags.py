@@ -191,8 +191,9 @@ def _define_output(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "save",
         "png",
-        ["png", "npz", "none"],
-        "each sample as a PNG, all in one NPZ, or only the figure",
+        ["png", "npz", "csv", "none"],
+        "each sample as a PNG, all in one NPZ, vectors and their conditions in one CSV file, which train --data reads, "
+        "or only the figure",
         flag_values=values,
     )
     flags.DEFINE_bool(

@@ -15,6 +15,7 @@ import numpy as np
 import flowguide
 from flowguide import sampling, storage
 from flowguide.cli.sample_command import SampleCommand
+from flowguide.cli.sample_table import save_table
 from flowguide.errors import UserError
 from flowguide.schema import prompts
 
@@ -98,7 +99,11 @@ def as_json(value: Any) -> str:
 
 
 def _save(command: SampleCommand, model: sampling.Model, drawn: Drawn) -> None:
-    """Saves every sample, as --save says; an NPZ also has what each was asked to be."""
+    """Saves every sample, as --save says; an NPZ or CSV also has what each was asked to be."""
+    if command.save == "csv":
+        conds = ["" if command.compose else cell["cond"] for cell in drawn.cells]
+        save_table(command.out / "samples.csv", drawn.x, conds, model.info)
+        return
     x = np.concatenate(drawn.x)
     if as_pngs(command, model):
         from flowguide.pictures import save_png

@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from flowguide import storage
+from flowguide.build import Splits
 from flowguide.cli.command import Command
 from flowguide.cli.common import define_process_flags, join_processes, keep_compiled
 from flowguide.cli.config_flag import define_data_flags
@@ -47,11 +48,12 @@ def define(values: flags.FlagValues) -> None:
         "stop_after", None, "save and stop after this step, as if interrupted", lower_bound=1, flag_values=values
     )
     define_data_flags(values)
+    flags.DEFINE_float("minutes", None, "train for so long, instead of a number of steps", flag_values=values)
     define_process_flags(values)
 
 
-def main(values: flags.FlagValues) -> None:
-    """Trains."""
+def main(values: flags.FlagValues, data: Splits | None = None) -> None:
+    """Trains; ``data`` are those of the config, if they are open already."""
     if values.workdir is None:
         raise UserError("expected --workdir=DIR, and --config=NAME or --data=PATH; --help lists all flags")
     workdir = storage.path(values.workdir)
@@ -64,7 +66,8 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"--profile_steps takes two steps, as 100,110; got {values.profile_steps}") from None
         profile = start, stop
     keep_compiled(storage.path(values.cache_dir) if values.cache_dir else workdir / "compiled")
-    train(values.config, workdir, values.stop_after, force=values.force, profile=profile, minutes=values.minutes)
+    options = {"force": values.force, "profile": profile, "minutes": values.minutes}
+    train(values.config, workdir, values.stop_after, data=data, **options)
 
 
 COMMAND = Command(DESCRIPTION, define, main, takes_config=True, epilogue=settings_help)

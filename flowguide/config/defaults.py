@@ -76,7 +76,7 @@ SETTINGS: dict[str, Setting] = {
     "data.example": Setting((), "of a path: the columns that are the examples; (): found by their kind"),
     "data.split": Setting("train", "what to train on, as train or train[:90%]"),
     "data.test_split": Setting("test", "what to validate on"),
-    "data.fields": Setting((), "fields of the condition; (): all class labels, or all other columns of a path"),
+    "data.fields": Setting((), "fields of the condition; (): all class labels, or all other columns of a path; none"),
     "data.known": Setting(False, "add the condition known, a part of the example, to complete any part from any other"),
     "data.data_dir": Setting("", "where prepared data sets are, also gs:// or s3://; empty: TFDS's own default"),
     "data.image_size": Setting(0, "crop and resize images to this side; 0: as they are", COUNT_OR_NONE),

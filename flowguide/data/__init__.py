@@ -10,6 +10,7 @@ for batch in batches(dataset, batch_size=128, seed=0):
 from flowguide.data.builders import OURS
 from flowguide.data.dataset import Dataset, describe_dataset, open_dataset
 from flowguide.data.files import is_path, open_path, tables_of
+from flowguide.data.importing import import_path
 from flowguide.data.preparing import prepare
 from flowguide.data.stream import batches, check_fingerprint, fingerprint, numbers_of_batch
 from flowguide.data.tables import Table, describe_table, of_arrays, open_table
@@ -23,6 +24,7 @@ __all__ = [
     "describe_dataset",
     "describe_table",
     "fingerprint",
+    "import_path",
     "is_path",
     "numbers_of_batch",
     "of_arrays",

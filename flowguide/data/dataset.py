@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flowguide.data.imported import Imported, imported, resized
 from flowguide.data.preparing import find_builder, prepared_builder, reading
 from flowguide.data.readers import READERS, find_examples
 from flowguide.errors import DataError
@@ -25,10 +26,11 @@ class Dataset(NamedTuple):
     Attributes:
       info: what a model must know about the data.
       split: the requested split, ``"train"`` or ``"train[:90%]"``.
-      version: TFDS version of the data.
+      version: TFDS version of the data; of an imported set, that of the file or folder it was imported from.
       size: number of examples in the split, over all processes.
       in_memory: whether the decoded examples are kept in memory.
       read: indices, int ``(B,)`` below ``size`` -> the Batch of these examples.
+      unused: features that could be fields, and are not.
     """
 
     info: DataInfo
@@ -37,6 +39,7 @@ class Dataset(NamedTuple):
     size: int
     in_memory: bool
     read: Callable[[np.ndarray], Batch]
+    unused: tuple[str, ...] = ()
 
 
 def open_dataset(
@@ -55,9 +58,9 @@ def open_dataset(
     Args:
       name: a TFDS name.
       split: a split, or a slice of one in TFDS notation.
-      fields: names of the features to condition on. None means every class label. A dict of specs by name, such as
-        ``info.fields`` of a trained model, requires exactly these specs; a text feature needs a spec, unless the
-        builder's metadata states its vocabulary.
+      fields: names of the features to condition on; also ``("none",)`` for none. None means every class label, and
+        every field of an imported set. A dict of specs by name, such as ``info.fields`` of a trained model, requires
+        exactly these specs; a text feature needs a spec, unless the builder's metadata states its vocabulary.
       data_dir: folder of prepared sets; by default ``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
       image_size: side to which the central square of each image is resized, on the host; None for no resizing.
       memory_limit: a split whose decoded examples take at most this many bytes is decoded once and kept in memory.
@@ -66,9 +69,9 @@ def open_dataset(
       DataError: if the set, the split or a field does not exist or cannot be used this way.
     """
     builder = prepared_builder(name, data_dir)
-    features = builder.info.features
-    key, examples = find_examples(name, features, image_size)
-    reader, info = READERS[examples.kind], DataInfo(name, examples, _fields(builder, fields))
+    features, about = builder.info.features, imported(builder)
+    key, info = _example_and_info(builder, name, fields, image_size, about)
+    examples, reader = info.examples, READERS[info.examples.kind]
     source = _source(builder, name, split)
     size = len(source)
     used: Any = tfds.features.FeaturesDict({k: features[k] for k in (key, *info.fields)})
@@ -80,9 +83,15 @@ def open_dataset(
             rows = [used.deserialize_example_np(record, decoders=decoders) for record in records]
         places = [f"example {i} in {builder.data_dir}" for i in indices]
         x = reader.read([row[key] for row in rows], places, examples, image_size)
-        return Batch(x, {k: field.column(k, [row[k] for row in rows]) for k, field in stored(info.fields).items()})
+        fields = stored(info.fields)
+        columns = {k: [row[k] for row in rows] for k in fields}
+        if about is not None:
+            return Batch(x, {k: np.asarray(columns[k], field.dtype) for k, field in fields.items()})
+        return Batch(x, {k: field.column(k, columns[k]) for k, field in fields.items()})
 
-    return held(info, split, str(builder.version), size, read, memory_limit)
+    version = str(builder.version) if about is None else about.version
+    unused = tuple(k for k in features if k not in (key, *info.fields) and _can_be_field(builder, k, about))
+    return held(info, split, version, size, read, memory_limit)._replace(unused=unused)
 
 
 def held(
@@ -110,20 +119,35 @@ def describe_dataset(
       DataError: if the set or a field is unknown or cannot be used this way.
     """
     builder = find_builder(name, data_dir)
-    _, examples = find_examples(name, builder.info.features, image_size)
-    return DataInfo(name, examples, _fields(builder, fields))
+    return _example_and_info(builder, name, fields, image_size, imported(builder))[1]
 
 
-def _fields(builder: Any, fields: Sequence[str] | Fields | None) -> Fields:
+def _example_and_info(
+    builder: Any, name: str, fields: Sequence[str] | Fields | None, image_size: int | None, about: Imported | None
+) -> tuple[str, DataInfo]:
+    """Returns the feature that holds the examples, and what the data are."""
+    if about is None:
+        key, examples = find_examples(name, builder.info.features, image_size)
+    else:
+        about = resized(about, image_size)
+        key, examples = about.example, about.info.examples
+    return key, DataInfo(name, examples, _fields(builder, fields, about))
+
+
+def _fields(builder: Any, fields: Sequence[str] | Fields | None, about: Imported | None) -> Fields:
     features = builder.info.features
-    if fields is None:
+    if fields is None and about is not None:
+        fields = list(about.info.fields)
+    elif fields is None:
         fields = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     if isinstance(fields, str):
         fields = [fields]
+    if tuple(fields) == ("none",) and "none" not in features:
+        fields = ()
     if missing := [k for k in fields if k not in features]:
         raise DataError(f"got field {missing[0]!r}, expected features of {builder.name}: {', '.join(features)}")
     asked = fields if isinstance(fields, Mapping) else {}
-    specs = {k: _field(builder, k, asked.get(k)) for k in fields}
+    specs = {k: _field(builder, k, asked.get(k), about) for k in fields}
     if differing := [k for k in asked if specs[k] != asked[k]]:
         k = differing[0]
         raise DataError(
@@ -132,7 +156,17 @@ def _fields(builder: Any, fields: Sequence[str] | Fields | None) -> Fields:
     return specs
 
 
-def _field(builder: Any, name: str, known: Field | None) -> Field:
+def _can_be_field(builder: Any, name: str, about: Imported | None) -> bool:
+    try:
+        _field(builder, name, None, about)
+    except DataError:
+        return False
+    return True
+
+
+def _field(builder: Any, name: str, known: Field | None, about: Imported | None) -> Field:
+    if about is not None and name in about.info.fields:
+        return about.info.fields[name]
     feature: Any = builder.info.features[name]
     if isinstance(feature, tfds.features.Text):
         return field_of_column(Column(name, None, vocabulary=_vocabulary(builder, name)), known)

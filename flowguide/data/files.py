@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from flowguide.data import pixels
-from flowguide.data.dataset import Dataset
+from flowguide.data.dataset import MEMORY_LIMIT, Dataset
 from flowguide.data.tables import Table, as_column, content_hash, describe_table, open_table
 from flowguide.errors import DataError, listed
 from flowguide.schema import DataInfo
@@ -111,6 +111,7 @@ def open_path(
     *,
     image_size: int | None = None,
     known: DataInfo | None = None,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[Dataset, Dataset]:
     """Opens the training and the test split of what is at a path (see ``tables_of``).
 
@@ -120,6 +121,7 @@ def open_path(
       fields: columns of the condition, see ``describe_table``; also ``("none",)`` for none.
       image_size: side to which the central square of each image is resized; None for no resizing.
       known: the info of a trained model, which the data must fit; None to find it out from the training split.
+      memory_limit: as for ``open_dataset``, for each split.
 
     Raises:
       DataError: if it cannot be read or used this way.
@@ -130,7 +132,9 @@ def open_path(
     if fields is not None and tuple(fields) == ("none",) and "none" not in train.columns:
         fields = ()
     info = known or describe_table(train, example, fields)
-    return open_table(train, "train", info, example), open_table(found.get("test", train), "test", info, example)
+    tables = {"train": train, "test": found.get("test", train)}
+    first, second = (open_table(t, s, info, example, memory_limit=memory_limit) for s, t in tables.items())
+    return first, second
 
 
 def _part(folder: Path, names: Sequence[str]) -> Path | None:

@@ -26,7 +26,7 @@ from flowguide.data import idx
 from flowguide.data.builders import OURS
 from flowguide.errors import DataError
 
-_INFO = "dataset_info.json"
+INFO = "dataset_info.json"
 _PATIENCE = 4.0  # seconds; TFDS itself retries an unreachable host for minutes
 
 
@@ -71,7 +71,7 @@ def prepare(name: str, data_dir: str | Path | None = None, manual_dir: str | Pat
     if storage.is_remote(builder.data_path):  # a bucket cannot rename the folder when it is complete
         with tempfile.TemporaryDirectory(prefix="flowguide-") as place:
             whole = prepare(name, place, manual_dir).data_path
-            storage.copy_folder(whole, builder.data_path, last=("features.json", _INFO))
+            storage.copy_folder(whole, builder.data_path, last=("features.json", INFO))
         return find_builder(name, data_dir)
     _check_downloads(builder, manual_dir)
     if builder.name in idx.FAMILY:
@@ -109,8 +109,11 @@ def find_builder(name: str, data_dir: str | Path | None = None) -> Any:
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.partition("/")[0], known)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see `python -m flowguide data list`"
-        raise DataError(f"got the unknown data set {name!r}, expected a name that TFDS knows: {hint}") from error
+        hint = f"did you mean {' or '.join(near)}?" if near else "see `python -m flowguide data list`;"
+        raise DataError(
+            f"got the unknown data set {name!r}, expected a name that TFDS knows: {hint} for files of your own give "
+            "--data=PATH, or `flowguide data import PATH NAME`"
+        ) from error
     except Exception as error:  # TFDS raises nearly anything for a bad name or a damaged folder
         raise DataError(
             f"got the data set {name!r}, expected name, name/config or name:version ({_line(error)}): correct it or, "
@@ -134,7 +137,7 @@ def _on_this_machine(builder: Any) -> Any:
     """Returns a builder of local files: each read of an example from a bucket would take tens of milliseconds."""
     if not storage.is_remote(builder.data_path):
         return builder
-    return tfds.builder_from_directory(mirrors.local_copy(storage.path(builder.data_path), _INFO))
+    return tfds.builder_from_directory(mirrors.local_copy(storage.path(builder.data_path), INFO))
 
 
 def _is_ready(builder: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -15,7 +15,8 @@ from flowguide import processes
 from flowguide.sampling.request import SampleRequest
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
-Draw: TypeAlias = Callable[[PyTree, PRNGKey, SampleRequest], PyTree]  # params, keys, request -> what is drawn
+# params, keys (and whatever else each draw has of its own), request -> what is drawn
+Draw: TypeAlias = Callable[[PyTree, PyTree, SampleRequest], PyTree]
 
 _EACH, _SAME = PartitionSpec("data"), PartitionSpec()
 # Of a request, everything but the weights has one entry a draw.
@@ -37,12 +38,21 @@ def in_a_row(devices: Sequence[Device] | None) -> Devices:
 
 
 def batches(
-    request: SampleRequest, num: int, size: int, seed: int, over: Devices, *, progress: bool, samples_each: int = 1
-) -> Iterator[tuple[int, PRNGKey, SampleRequest]]:
+    request: SampleRequest,
+    num: int,
+    size: int,
+    seed: int,
+    over: Devices,
+    *,
+    x: Any = None,
+    progress: bool = False,
+    samples_each: int = 1,
+) -> Iterator[tuple[int, PyTree, SampleRequest]]:
     """Yields ``num`` draws in batches: how many of the batch count, a key for each draw, and its part of the request.
 
-    All batches have the same size, so that they share one program; the last repeats its final draw to fill up.
-    ``samples_each`` is the number of samples a draw makes, for the progress bar.
+    All batches have the same size, so that they share one program; the last repeats its final draw to fill up. With
+    ``x``, ``(num, ...)``, each key comes in a pair with its row of x. ``samples_each`` is the number of samples a draw
+    makes, for the progress bar.
     """
     devices = over.mesh.size
     size = -(-min(size, num) // devices) * devices
@@ -54,7 +64,8 @@ def batches(
             part = processes.put(jax.tree.map(lambda a, index=index: np.asarray(a)[index], each), over.split)
             part = part._replace(gamma_negative=request.gamma_negative, weights=request.weights)
             kept = min(size, num - first)
-            yield kept, _keys(root, processes.put(index, over.split)), part
+            keys = _keys(root, processes.put(index, over.split))
+            yield kept, keys if x is None else (keys, processes.put(x[index], over.split)), part
             bar.update(kept * samples_each)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from flowguide import likelihood
+from flowguide import likelihood, processes
 from flowguide.errors import UserError
 from flowguide.model import Model
+from flowguide.sampling.batches import Draw, batches, in_a_row, spread
 from flowguide.sampling.checks import check, resolve_defaults
 from flowguide.sampling.config import DEFAULT, SamplerConfig
 from flowguide.sampling.draw import Functions, functions_of
@@ -20,7 +21,7 @@ from flowguide.sampling.request import SampleRequest, request
 from flowguide.schema import Known, Vectors
 from flowguide.schema.conditions import Cond
 from flowguide.times import grid
-from flowguide.typing import Array, PyTree
+from flowguide.typing import Array, Device, PRNGKey, PyTree
 
 EXACT = 64  # dimensions up to which the divergence is exact
 
@@ -38,6 +39,7 @@ def log_prob(
     probes: int | None = None,
     seed: int = 0,
     batch_size: int = 1024,
+    devices: Sequence[Device] | None = None,
 ) -> np.ndarray:
     """Returns the log-density of each x under the flow of the model, in nats and in the units of the data.
 
@@ -56,7 +58,8 @@ def log_prob(
       probes: None computes the divergence exactly, for up to 64 dimensions; a number estimates it with so many random
         vectors an example.
       seed: of those vectors.
-      batch_size: examples at a time.
+      batch_size: examples at a time, over all devices.
+      devices: where to compute; by default all, as in ``sample``.
 
     Returns:
       float32 ``(N,)``.
@@ -80,15 +83,13 @@ def log_prob(
         raise UserError(
             "given a part of x, the density of x is infinite where x agrees with it and 0 elsewhere: leave the part out"
         )
-    program = _program(functions_of(model), config, steps, probes)
+    over = in_a_row(devices)
+    program = _program(functions_of(model), config, steps, probes, over.mesh)
+    params = processes.put(model.params, over.whole)
     found = []
-    for start in range(0, len(x), batch_size):
-        rows = np.arange(start, start + batch_size) % len(x) if len(x) > batch_size else np.arange(len(x))
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(rows))
-        each = jax.tree.map(lambda a, rows=rows: a[rows], (asked.c, asked.negatives, asked.gamma))
-        part = asked._replace(c=each[0], negatives=each[1], gamma=each[2])
-        found.append(np.asarray(program(model.params, keys, info.examples.to_model(x[rows]), part)))
-    values = np.concatenate(found)[: len(x)] - info.examples.log_volume
+    for kept, own, part in batches(asked, len(x), batch_size, seed, over, x=np.asarray(info.examples.to_model(x))):
+        found.append(processes.gather(program(params, own, part))[:kept])
+    values = np.concatenate(found) - info.examples.log_volume
     if not np.isfinite(values).all():
         raise UserError(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} log-densities are not finite: take more steps"
@@ -97,9 +98,11 @@ def log_prob(
 
 
 @lru_cache(maxsize=32)
-def _program(functions: Functions, config: SamplerConfig, steps: int, probes: int | None) -> Any:
-    @jax.jit
-    def program(params: PyTree, keys: Array, x: Array, asked: SampleRequest) -> Array:
+def _program(
+    functions: Functions, config: SamplerConfig, steps: int, probes: int | None, mesh: jax.sharding.Mesh
+) -> Draw:
+    def program(params: PyTree, own: tuple[PRNGKey, Array], asked: SampleRequest) -> Array:
+        keys, x = own
         velocity = partial(functions.network.velocity, params)
         if functions.gamma_conditioned:
             guided, _ = gamma_conditioned_velocity(velocity, asked)
@@ -110,4 +113,4 @@ def _program(functions: Functions, config: SamplerConfig, steps: int, probes: in
             split = likelihood.hutchinson(keys, functions.shape, probes)
         return likelihood.log_density(guided, x, divergence=split, ts=grid(steps)).log_density
 
-    return program
+    return spread(program, mesh)

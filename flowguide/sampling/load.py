@@ -44,7 +44,6 @@ def load(
         ) from error
     model = from_config(config, info, network)
     like = jax.eval_shape(model.network.init, jax.random.key(0))
-    if step is None and config.use == "best":
-        step = checkpoint.best_step(workdir)
-    params, step = checkpoint.restore_ema(workdir, like, step, content)
+    best = checkpoint.best_step(workdir) if step is None and config.use == "best" else None
+    params, step = checkpoint.restore_ema(workdir, like, step, content, best=best)
     return model._replace(params=params, step=step)

@@ -24,6 +24,7 @@ from flowguide.model import Model
 from flowguide.networks import Network, count_parameters
 from flowguide.schema import info_to_json
 from flowguide.shutdown import failing_at_once, interrupted_by_signals
+from flowguide.training.advice import slow_on_cpu, unused_fields
 from flowguide.training.assembly import Assembly, assemble
 from flowguide.training.evaluators import EVALUATORS, Context, Evaluator
 from flowguide.training.guard import NonFiniteGuard
@@ -164,7 +165,8 @@ def _loop(
     log_to = Log(job.workdir, first, config.steps, config.batch_size, not processes.is_main_process(), deadline)
     with interrupted_by_signals() as interrupted, checkpoint.closing(saves), log_to as log, failing_at_once():
         _introduce(job, state, log, timed=deadline < math.inf)
-        report, last_kept = partial(_report, job, saves, guard, log), partial(_last_kept, saves)
+        left = partial(_examples_left, job, first, timed=deadline < math.inf)
+        report, last_kept = partial(_report, job, saves, guard, log, left), partial(_last_kept, saves)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         due = False
         with _rescuing(job, lambda: state):
@@ -207,7 +209,8 @@ def _introduce(job: Job, state: TrainState, log: Log, *, timed: bool) -> None:
     config, devices, ranks, info = job.config, jax.devices(), jax.process_count(), job.data.info
     end = " on" if timed else f" to {config.steps}"
     log.say(
-        f"{info.name}: {job.data.size:,} examples; conditioned on {listed(info.fields) or 'nothing'}; "
+        f"{info.name}: {job.data.size:,} examples; conditioned on {listed(info.fields) or 'nothing'}"
+        f"{unused_fields(config, job.data)}; "
         f"{config.network.name}: {count_parameters(state.params):,} parameters; {len(devices)} x "
         f"{devices[0].device_kind}{f' in {ranks} processes' * (ranks > 1)}; from step {int(state.step)}{end}"
     )
@@ -227,8 +230,22 @@ def _last_kept(saves: ocp.CheckpointManager) -> str:
     return "No checkpoint was kept" if kept is None else f"The last checkpoint is of step {kept}"
 
 
+def _examples_left(job: Job, first: int, number: int, *, timed: bool) -> int | None:
+    """Returns what is left to train on, once: at the second step that is logged, as the first includes compilation."""
+    every = job.config.log_every
+    if timed or not every < number - first <= 2 * every:
+        return None
+    return (job.config.steps - number) * job.config.batch_size
+
+
 def _report(
-    job: Job, saves: ocp.CheckpointManager, guard: NonFiniteGuard, log: Log, number: int, metrics: dict[str, jax.Array]
+    job: Job,
+    saves: ocp.CheckpointManager,
+    guard: NonFiniteGuard,
+    log: Log,
+    left: Callable[[int], int | None],
+    number: int,
+    metrics: dict[str, jax.Array],
 ) -> None:
     """Reads the metrics of a step, which waits for it; shows and logs them."""
     values = {name: float(value) for name, value in metrics.items()}
@@ -243,6 +260,8 @@ def _report(
     log.tick(values["loss"])
     if number % job.config.log_every == 0 or number == job.config.steps:
         values |= {"lr": np.asarray(job.assembly.rate(number - 1)).item(), "examples_per_s": log.rate(number)}
+        if (examples := left(number)) is not None:
+            log.say(slow_on_cpu(job.config, jax.devices()[0].platform, examples, values["examples_per_s"]))
         log.scalars(number, values | device_memory(jax.local_devices()[0]))
 
 

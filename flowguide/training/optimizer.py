@@ -59,7 +59,7 @@ def orthogonal(
         rate,
         beta=beta,
         weight_decay=weight_decay,
-        muon_weight_dimension_numbers=_dense_kernels,
+        muon_weight_dimension_numbers=lambda kernels: jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), kernels),
         consistent_rms=0.2,  # updates as large as AdamW's, so that its learning rates serve
     )
     # Not by Muon's own AdamW, which would decay biases too and take Nesterov momentum.
@@ -90,21 +90,20 @@ def _has_two_axes(params: PyTree) -> PyTree:
 
 
 def _kernels_and_others(params: PyTree) -> PyTree:
+    """Labels the kernels of dense layers, ``(in, out)`` or stacked ``(layers, in, out)``, and everything else.
+
+    The bias tells them from convolutions: that of a dense layer has one axis less than its kernel, stacked or not, and
+    that of a convolution over k axes k + 1 less. A kernel without a bias is dense if it has two axes.
+    """
+
+    def name(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    axes = {name(path): leaf.ndim for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
     def label(path: tuple[jax.tree_util.KeyEntry, ...], leaf: jax.Array) -> str:
-        return "kernels" if _is_dense_kernel(path, leaf) else "others"
+        layer, last = name(path[:-1]), name(path[-1:])
+        bias = f"{layer}/bias" if layer else "bias"
+        return "kernels" if last == "kernel" and leaf.ndim == axes.get(bias, 1) + 1 else "others"
 
     return jax.tree_util.tree_map_with_path(label, params)
-
-
-def _dense_kernels(params: PyTree) -> PyTree:
-    """Marks the input and output axes of the kernels of dense layers; None elsewhere."""
-
-    def axes(path: tuple[jax.tree_util.KeyEntry, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
-        return MuonDimensionNumbers(-2, -1) if _is_dense_kernel(path, leaf) else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def _is_dense_kernel(path: tuple[jax.tree_util.KeyEntry, ...], leaf: jax.Array) -> bool:
-    """Whether a leaf is a kernel ``(in, out)`` or, of stacked layers, ``(layers, in, out)``."""
-    return jax.tree_util.keystr(path[-1:], simple=True) == "kernel" and leaf.ndim in (2, 3)

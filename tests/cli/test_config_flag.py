@@ -103,6 +103,20 @@ def test_a_choice_is_switched_and_its_settings_follow(arguments, choice, expecte
         build.path(c)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config.data.fields=hat,beard"],
+        ["--config.data.fields", "hat,beard"],
+        ["--config.data.fields=('hat','beard')"],
+    ],
+)
+def test_names_are_separated_by_commas(arguments):
+    assert parsed(POINTS, *arguments).data.fields == ("hat", "beard")
+    assert parsed(POINTS, "--config.data.fields=").data.fields == ()
+    assert parsed(POINTS, "--config.data.fields=3d").data.fields == ("3d",)
+
+
 def test_what_is_parsed_is_what_the_config_file_says():
     assert parsed(POINTS).to_dict() == load_config("points").to_dict()
     assert parsed(POINTS, "--config.lr=3e-4", "--config.drop_field_rate=(0.0,0.5)").lr == 3e-4
@@ -173,7 +187,8 @@ def test_settings_of_a_wrong_type_are_refused():
 
 def test_what_is_no_config_flag_is_left():
     values = flags.FlagValues()
-    rest = config_and_rest(values, [POINTS, "--workdir=x", "--config.steps=3", "word"])
+    rest, data = config_and_rest(values, [POINTS, "--workdir=x", "--config.steps=3", "word"])
+    assert data is None
     assert [argument for argument in rest if "config" not in argument] == ["--workdir=x", "word"]
 
 

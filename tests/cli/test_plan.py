@@ -80,9 +80,23 @@ def test_command_line_plans_what_is_not_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_data_of_a_file_are_planned_for(tmp_path):
+    """Without a config one is made for them; a config is taken with the file's columns."""
+    rows = "".join(f"{x},{2 * x},{x % 2}\n" for x in np.linspace(0.5, 9, 30))
+    (tmp_path / "t.csv").write_text("a,b,c\n" + rows)
+    data = [f"--data={tmp_path / 't.csv'}", "--fields=c", "--devices=1"]
+    for config, example in ([], "(2,)"), (["--config=points", "--example=a"], "(1,)"):
+        done = run(*data, *config)
+        assert done.returncode == 0, done.stderr
+        assert f"mlp on t {example}, 1 devices" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--fields=a"], "--fields is about --data=PATH"),
+        (["--data=nowhere.csv"], "got nowhere.csv, which does not exist"),
+        (["--data=avatars", "--minutes=3"], "unknown flag --minutes"),
         ([], "expected --config=NAME"),
         (["--config=configs/nowhere.py"], "the config file cannot be loaded: there is no file configs/nowhere.py"),
         (["--config=README.md"], "the config file cannot be loaded: README.md is not a Python file"),

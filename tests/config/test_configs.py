@@ -1,5 +1,8 @@
 """Every experiment builds: its settings exist, its network fits its data, and what it gives has the right shape."""
 
+import ast
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -20,6 +23,7 @@ INFO = {
     "points": DataInfo("mixture2d", Vectors((2,)), TEN),
     "mnist": DataInfo("mnist", Images((28, 28, 1)), TEN),
     "fashion_mnist": DataInfo("fashion_mnist", Images((28, 28, 1)), TEN),
+    "fashion_mnist_cpu": DataInfo("fashion_mnist", Images((28, 28, 1)), TEN),
     "cifar10": DataInfo("cifar10", Images((32, 32, 3)), TEN),
     "imagenet64": DataInfo("imagenet2012", Images((64, 64, 3)), TEN),
 }
@@ -44,6 +48,14 @@ def test_config_builds(name):
     out = jax.eval_shape(network.velocity, params, jnp.zeros(2), jnp.zeros((2, *info.shape)), given)
     assert out.shape == ((2, *info.shape) if c.task == "flow" else (2, 10))
     assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", sorted(INFO))
+def test_every_config_says_what_it_runs_on_and_for_how_long(name):
+    said = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text())) or ""
+    assert f"{name}" in said
+    assert re.search(r"\b(CPUs?|GPU|accelerators)\b", said)
+    assert re.search(r"\d (s|min|minutes|hours?)\b|half an hour|times of mnist", said)
 
 
 def test_a_field_named_gamma_and_data_without_fields_are_refused():

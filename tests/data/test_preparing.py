@@ -299,11 +299,17 @@ def test_a_set_is_described_without_being_prepared(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "expected an action, prepare, describe, list; got ''"),
-        (("prepair", "mnist"), "expected an action, prepare, describe, list; got 'prepair', did you mean 'prepare'?"),
+        ((), "expected an action, prepare, import, describe, list; got ''"),
+        (
+            ("prepair", "mnist"),
+            "expected an action, prepare, import, describe, list; got 'prepair', did you mean 'prepare'?",
+        ),
         (("prepare",), "expected prepare and one name; got 'prepare'"),
         (("describe", "digits", "avatars"), "expected describe and one name; got 'describe digits avatars'"),
         (("list", "digits"), "expected list; got 'list digits'"),
+        (("import", "wine.csv"), "expected import and one path and one name; got 'import wine.csv'"),
+        (("prepare", "my_wine"), "got the unknown data set 'my_wine', expected a name that TFDS knows"),
+        (("describe", "avatars", "--example=x"), "--example is about files and folders; got the set avatars"),
         (("describe", "avatrs"), "got the unknown data set 'avatrs'"),
         (("list", "--datadir=x"), "unknown flag --datadir, did you mean 'data_dir'?"),
     ],

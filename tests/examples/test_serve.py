@@ -26,6 +26,7 @@ serve = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(serve)
 
 FIELDS = {"label": {"type": "label", "values": ["a", "b"]}, "pose": {"type": "vector", "size": 2}}
+DATA = {"kind": "image", "fields": FIELDS}
 
 
 def sampler(seed, index, gamma, value, present):
@@ -36,9 +37,9 @@ def sampler(seed, index, gamma, value, present):
 
 
 @contextlib.contextmanager
-def serving(sampler=sampler):
+def serving(sampler=sampler, data=DATA):
     """The port of a server, in threads of this process."""
-    with serve.Server(0, sampler, FIELDS) as server:
+    with serve.Server(0, sampler, data) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
@@ -68,9 +69,32 @@ def test_a_query_is_answered():
     np.testing.assert_array_equal(np.load(io.BytesIO(body)), expected)
 
 
+def test_vectors_are_asked_for_and_answered_as_numbers():
+    """What is asked comes back bit for bit, and ∅ as absent."""
+
+    def echo(seed, index, gamma, value, present):
+        return np.concatenate([value["pose"], present["pose"][:, None], present["label"][:, None]], 1).astype(
+            np.float32
+        )
+
+    with serving(echo, {**DATA, "kind": "points"}) as port:
+        status, headers, body = ask(port, "/?pose=0.1,-3e5&num=3")
+        absent = json.loads(ask(port, "/?label=a&num=1")[2])
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    expected = np.array([[0.1, -3e5, 1, 0]] * 3, np.float32)
+    np.testing.assert_array_equal(np.array(json.loads(body), np.float32), expected)
+    assert absent == [[0, 0, 0, 1]]
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [
+        ("pose=1", "pose takes 2 finite numbers, separated by commas; got '1'"),
+        ("pose=1,2,3", "pose takes 2 finite numbers"),
+        ("pose=1,many", "pose takes 2 finite numbers"),
+        ("pose=", "pose takes 2 finite numbers"),
+        ("pose=nan,1", "pose takes 2 finite numbers"),
+        ("pose=1e39,1", "pose takes 2 finite numbers"),
         ("gamma=inf", "gamma from -1000 to 1000"),
         ("gamma=1e38", "gamma from -1000 to 1000"),
         ("gamma=nan", "gamma from -1000 to 1000"),
@@ -175,7 +199,7 @@ def test_a_client_that_goes_is_one_line(capsys):
 
 @pytest.mark.parametrize("port", ["-1", "65536", "1e3", "taken"])
 def test_ports_that_cannot_be_had_are_one_line(port, monkeypatch, capsys):
-    monkeypatch.setattr(serve, "load", lambda file: (sampler, FIELDS))
+    monkeypatch.setattr(serve, "load", lambda file: (sampler, DATA))
     with socket.create_server(("localhost", 0)) as other:
         port = other.getsockname()[1] if port == "taken" else port
         monkeypatch.setattr(sys, "argv", ["serve.py", "file", f"--port={port}"])
@@ -188,7 +212,7 @@ def test_ports_that_cannot_be_had_are_one_line(port, monkeypatch, capsys):
 def test_a_file_that_is_no_export_is_one_line(content, tmp_path, monkeypatch, capsys):
     if content is not None:
         (tmp_path / "file").write_bytes(content)
-        (tmp_path / "file.json").write_text(json.dumps({"data": {"fields": FIELDS}}))
+        (tmp_path / "file.json").write_text(json.dumps({"data": DATA}))
     monkeypatch.setattr(sys, "argv", ["serve.py", str(tmp_path / "file")])
     with pytest.raises(SystemExit, match="2"):
         serve.main()

@@ -23,7 +23,7 @@ def tree(seed):
     """A dense kernel, stacked kernels, a table that is no kernel, and a bias."""
     return {
         "dense": {"kernel": random(6, 8, seed=seed), "bias": random(8, seed=seed + 1)},
-        "blocks": {"kernel": random(3, 4, 5, seed=seed + 2)},
+        "blocks": {"kernel": random(3, 4, 5, seed=seed + 2), "bias": random(3, 5, seed=seed + 4)},
         "embedding": random(5, 4, seed=seed + 3),
     }
 
@@ -117,16 +117,33 @@ def test_muon_makes_updates_nearly_orthogonal(shape):
 
 
 def test_muon_treats_stacked_kernels_layer_by_layer():
-    params, gradients = {"kernel": random(3, 6, 8)}, [{"kernel": random(3, 6, 8, seed=i)} for i in range(1, 4)]
+    def stack(seed):
+        return {"kernel": random(3, 6, 8, seed=seed), "bias": random(3, 8, seed=seed)}
+
+    params, gradients = stack(0), [stack(i) for i in range(1, 4)]
     together = updates(orthogonal(constant(0.1), weight_decay=0.1), params, gradients)
     for layer in range(3):
 
         def one(tree, layer=layer):
-            return {"kernel": tree["kernel"][layer]}
+            return {name: a[layer] for name, a in tree.items()}
 
         alone = updates(orthogonal(constant(0.1), weight_decay=0.1), one(params), list(map(one, gradients)))
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_allclose(one(a)["kernel"], b["kernel"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [(5,), None])
+def test_muon_leaves_convolutions_over_one_axis_to_adamw(bias):
+    """They have as many axes as stacked dense layers; also without a bias, which tells the two apart."""
+
+    def layer(seed):
+        return {"kernel": random(3, 4, 5, seed=seed), **({} if bias is None else {"bias": random(*bias, seed=seed)})}
+
+    gradients = [layer(i) for i in range(1, 4)]
+    by_muon = updates(orthogonal(constant(0.1), weight_decay=0.1), layer(0), gradients)
+    by_adamw = updates(adamw(constant(0.1), weight_decay=0.1), layer(0), gradients)
+    for a, b in zip(by_muon, by_adamw, strict=True):
+        np.testing.assert_array_equal(a["kernel"], b["kernel"])
 
 
 def test_muon_leaves_everything_but_kernels_to_adamw():
