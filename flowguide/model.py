@@ -95,6 +95,16 @@ class Model(NamedTuple):
         conditions(values, self.info.fields, 1)  # refused here rather than when it is used
         return Given(self, values)
 
+    def given_all(self, **values: Any) -> GivenAll:
+        """Returns the model under several independent conditions: ``model.given_all(x=[first, second])``.
+
+        As a posterior it is p(θ|x_1, …, x_n), for observations that are independent given θ. Values have one row for
+        each of them, ``(n, ...)``; a value without rows holds for all.
+        """
+        from flowguide.schema.conditions import rows
+
+        return GivenAll(self, rows(values, self.info.fields))
+
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}: {field.kind}" for name, field in self.info.fields.items()) or "no condition"
         kind = f"{self.info.examples.kind} {'x'.join(map(str, self.info.shape))}"
@@ -126,12 +136,42 @@ class Given(NamedTuple):
     condition: dict[str, Any]
 
     def sample(self, num: int = 1000, **options: Any) -> np.ndarray:
-        """Returns ``num`` samples; other arguments as for ``sampling.sample``. γ is 1 unless given: the law itself."""
-        return self.model.sample(self.condition, num=num, **{"gamma": 1.0, "batch_size": num, **options})
+        """Returns ``num`` samples; other arguments as for ``sampling.sample``. γ is 1 unless given: the law itself.
+
+        The solver is RK4, with short steps near t = 1, because posteriors may be narrow.
+        """
+        from flowguide import sampling
+
+        config = sampling.SamplerConfig(solver="rk4", grid="cosine", steps=16)
+        options = {"gamma": 1.0, "batch_size": num, "config": config, **options}
+        return self.model.sample(self.condition, num=num, **options)
 
     def log_prob(self, x: Any, **options: Any) -> np.ndarray:
         """Returns the log-density of each row of x; see ``sampling.log_prob``."""
         return self.model.log_prob(x, self.condition, **options)
+
+
+class GivenAll(NamedTuple):
+    """A model under n independent conditions at once: p(x)^(1−n)·Π p(x|c_i), normalised.
+
+    Attributes:
+      model: of p(x | c), and of p(x): its conditions were dropped at times in training.
+      conditions: values by field, of each.
+    """
+
+    model: Model
+    conditions: tuple[dict[str, Any], ...]
+
+    def sample(self, num: int = 1000, **options: Any) -> np.ndarray:
+        """Returns ``num`` samples, by weighted particles; see ``sampling.sample_product``."""
+        from flowguide import sampling
+
+        return sampling.sample_product(self.model, self.conditions, num, **options)
+
+    def log_prob(self, x: Any, **options: Any) -> np.ndarray:
+        """Returns (1 − n)·log p(x) + Σ log p(x|c_i) ``(N,)``: the log-density plus a constant; see ``log_prob``."""
+        each = sum(self.model.log_prob(x, c, **options) for c in self.conditions)
+        return each + (1 - len(self.conditions)) * self.model.log_prob(x, **options)
 
 
 def from_config(config: Config, info: DataInfo, network: Network | None = None) -> Model:

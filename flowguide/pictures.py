@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from flowguide.metrics.calibration import Coverage
+
 INK, BLUE = "#222222", "#2a6fb0"
 TILE = 64  # pixels to which small images are enlarged
 PANEL = 320  # side of a scatter plot or histogram, in pixels
@@ -136,6 +138,63 @@ def save_sizes(path: Path, sizes: Mapping[str, np.ndarray], t: np.ndarray, parti
         ax.plot(t, size.T, color=f"C{i}", lw=0.5, alpha=0.4)
         ax.plot(t, np.median(size, axis=0), color=f"C{i}", lw=2, label=label)
     ax.set(xlabel="t, from noise to data", ylabel="effective sample size", ylim=(0, 1.02 * particles), xlim=(0, 1))
+    ax.legend(fontsize=9)
+    _save(path, figure)
+
+
+def save_ranks(
+    path: Path, ranks: np.ndarray, draws: int, names: Sequence[str] = (), *, bins: int = 20, level: float = 0.99
+) -> None:
+    """Draws a histogram of ``metrics.sbc_ranks`` for each parameter, with the band of each bar for uniform ranks.
+
+    Args:
+      path: PNG file.
+      ranks: int ``(N, d)`` in 0..L.
+      draws: L, the posterior samples of each trial.
+      names: of the parameters.
+      bins: of a histogram, at most L + 1.
+      level: probability of the band, which holds for each bar by itself.
+    """
+    from matplotlib.figure import Figure
+
+    from flowguide.metrics.calibration import binomial_band  # metrics import Flax, which pictures do not need
+
+    count, columns = ranks.shape[1], min(5, ranks.shape[1])
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.2 * rows), layout="constrained")
+    # Whole ranks in each bin, as equally as can be; a bar's band is that of the share of ranks in it.
+    edges = np.unique(np.round(np.linspace(0, draws + 1, min(bins, draws + 1) + 1)).astype(int))
+    widths = np.diff(edges)
+    bands = np.array([binomial_band(len(ranks), float(w) / (draws + 1), level) for w in widths])
+    low, middle, high = bands[:, 0] / widths, len(ranks) / (draws + 1), bands[:, 1] / widths
+    for i, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        if i >= count:
+            ax.set_axis_off()
+            continue
+        ax.stairs(high, edges, baseline=low, fill=True, color="#dddddd")
+        ax.axhline(middle, color=INK, lw=0.8)
+        ax.stairs(np.histogram(ranks[:, i], edges)[0] / widths, edges, color=BLUE, lw=1.5)
+        ax.set(title=names[i] if names else f"parameter {i + 1}", xlabel="rank", yticks=[], ylim=(0, None))
+    _save(path, figure)
+
+
+def save_coverage(path: Path, curves: Mapping[str, Coverage]) -> None:
+    """Plots results of ``metrics.coverage`` by label, with the band of the first.
+
+    Args:
+      path: PNG file.
+      curves: results by label.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    ax = figure.subplots()
+    for i, (label, curve) in enumerate(curves.items()):
+        if i == 0:
+            ax.fill_between(curve.credibility, curve.low, curve.high, color="#dddddd", lw=0)
+            ax.plot((0, 1), (0, 1), color=INK, lw=0.8)
+        ax.plot(curve.credibility, curve.expected, color=f"C{i}", lw=1.5, label=label)
+    ax.set(xlabel="credibility", ylabel="expected coverage", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.legend(fontsize=9)
     _save(path, figure)
 

@@ -1,4 +1,4 @@
-"""Metrics of samples: judges trained on real images, adherence to conditions, and distances between feature sets.
+"""Metrics of samples: judges trained on real images, adherence, distances of feature sets, calibration of posteriors.
 
 ```python
 judge = train_judge(real.x, real.value)
@@ -9,23 +9,41 @@ frechet_distance(moments([features(judge, real.x)]), moments([features(judge, sa
 """
 
 from flowguide.metrics.adherence import adherence, joint_adherence, share, standard_error, standard_errors
+from flowguide.metrics.calibration import (
+    Coverage,
+    Uniformity,
+    coverage,
+    density_ranks,
+    sbc_ranks,
+    tarp_ranks,
+    uniformity,
+)
 from flowguide.metrics.frechet import Moments, covariance, frechet_distance, merge, moments, update
 from flowguide.metrics.judge import Judge, features, predict, train_judge
+from flowguide.metrics.two_sample import c2st
 
 __all__ = [
+    "Coverage",
     "Judge",
     "Moments",
+    "Uniformity",
     "adherence",
+    "c2st",
     "covariance",
+    "coverage",
+    "density_ranks",
     "features",
     "frechet_distance",
     "joint_adherence",
     "merge",
     "moments",
     "predict",
+    "sbc_ranks",
     "share",
     "standard_error",
     "standard_errors",
+    "tarp_ranks",
     "train_judge",
+    "uniformity",
     "update",
 ]

@@ -17,7 +17,7 @@ from flowguide.networks.perturbation import Perturbation
 from flowguide.sampling.checks import SAMPLERS, check_together, resolve_defaults
 from flowguide.sampling.config import ADAPTIVE, SOLVER_NAMES, STOCHASTIC, SamplerConfig, nodes
 from flowguide.sampling.density import log_prob
-from flowguide.sampling.draw import Samples, sample, sample_particles
+from flowguide.sampling.draw import Samples, sample, sample_particles, sample_product
 from flowguide.sampling.export import export
 from flowguide.sampling.load import load
 from flowguide.sampling.null import Null, check_null, guided_by_null, keep_null, kept_null
@@ -60,4 +60,5 @@ __all__ = [
     "resolve_defaults",
     "sample",
     "sample_particles",
+    "sample_product",
 ]

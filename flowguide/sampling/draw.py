@@ -19,13 +19,14 @@ from flowguide.sampling.batches import Draw, batches, in_a_row, spread
 from flowguide.sampling.checks import SAMPLERS, check, resolve_defaults
 from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, weak_velocity
-from flowguide.sampling.particles import ParticleSamples, draw_particles, evaluations
+from flowguide.sampling.particles import ParticleSamples, draw_particles, evaluations, resample_equal
 from flowguide.sampling.request import SampleRequest, request
 from flowguide.schema import output
 from flowguide.schema.conditions import Cond, sample_count
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
 PARTICLES = DEFAULT._replace(sampler="fkc")
+PRODUCT = PARTICLES._replace(steps=100, particles=2000)
 
 
 class Samples(NamedTuple):
@@ -180,6 +181,39 @@ def sample_particles(
     p = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
     x, cost = output(model.info, p.x, asked.c), evaluations(config, asked)
     return ParticleSamples(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
+
+
+def sample_product(
+    model: Model,
+    conds: Sequence[Cond],
+    num: int,
+    *,
+    config: SamplerConfig = PRODUCT,
+    seed: int = 0,
+    devices: Sequence[Device] | None = None,
+) -> np.ndarray:
+    """Returns samples ``(num, *D)`` of p(x)^(1−n)·Π p(x|c_i), the law of x given n independent observations of it.
+
+    All are particles of one law, at least ``config.particles`` of them, drawn anew by their weights: some are equal.
+    The further the conditions together are from each alone, the more steps and particles it takes.
+
+    Args:
+      model: of a network that also learned p(x), by ``drop_rate``.
+      conds: n ≥ 1 conditions, each in any form of one for all samples that ``sample`` takes.
+      num: number of samples.
+      config: of the sampler "fkc".
+      seed: of the noise.
+      devices: one of them computes, by default the first.
+
+    Raises:
+      UserError: as ``sample_particles``.
+    """
+    config = config._replace(particles=max(num, config.particles))
+    first, *rest = conds
+    compose = [(cond, 1.0) for cond in rest]
+    devices = (devices or jax.devices())[:1]  # particles of one law stay together
+    found = sample_particles(model, first, num=1, gamma=1.0, compose=compose, config=config, seed=seed, devices=devices)
+    return resample_equal(found, seed)[np.random.default_rng(seed).permutation(config.particles)[:num]]
 
 
 def drawing(functions: Functions, config: SamplerConfig) -> Draw:

@@ -68,6 +68,17 @@ def sample_count(cond: Cond, num: int | None, default: int, fields: Fields) -> i
     return max(lengths, default=default)
 
 
+def rows(values: Mapping[str, Any], fields: Fields) -> tuple[dict[str, Any], ...]:
+    """Returns one dict of values by field for each row of those that have rows; the others are the same in all.
+
+    Raises:
+      UserError: as ``conditions``, and if there is no row.
+    """
+    count = sample_count(values, None, 0, fields) or 1
+    conditions(values, fields, count)
+    return tuple({n: a[i] if _one_each(a, fields[n]) else a for n, a in values.items()} for i in range(count))
+
+
 def _named(cond: Any, fields: Fields) -> Mapping[str, Any]:
     """Returns values by field; anything but a dict is the value of the only field."""
     if isinstance(cond, Mapping):
