@@ -22,7 +22,7 @@ from flowguide.schema import DataInfo
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
 # What folders and files of the two splits are called.
 TRAIN, TEST = ("train", "training"), ("test", "validation", "valid", "val")
-METADATA = "metadata.csv"
+METADATA, FILE_NAME = "metadata.csv", "file_name"
 _MODES = {"1": 1, "L": 1, "I;16": 1, "RGBA": 4, "LA": 4, "PA": 4}
 
 
@@ -278,8 +278,9 @@ def _hugging_face_table(part: Any, split: str, path: Path) -> Table:
 
 
 def _read_folder(folder: Path, split: str, image_size: int | None) -> Table:
+    beside: dict[str, list[Path]] = {}
     if (folder / METADATA).is_file():
-        files, columns = _listed_images(folder)
+        files, beside, columns = _listed_images(folder)
     else:
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
         if not files:
@@ -290,29 +291,33 @@ def _read_folder(folder: Path, split: str, image_size: int | None) -> Table:
             raise DataError(f"got {loose} beside folders of classes: move it into one of them, or away")
         columns = {"label": np.array(classes)} if len(set(classes)) > 1 else {}
     hashed = hashlib.sha256()
-    for file in files:
+    for file in [*files, *(file for listed_files in beside.values() for file in listed_files)]:
         about = file.stat()
         hashed.update(f"{file.relative_to(folder)} {about.st_size} {about.st_mtime_ns};".encode())
     hashed.update(content_hash(columns).encode())
-    images = ImageFiles(files, image_size)
+    images = {name: ImageFiles(listed_files, image_size) for name, listed_files in {"image": files, **beside}.items()}
     return Table(
         folder.resolve().name if not split else folder.resolve().parent.name,
-        {"image": images, **columns},
+        {**images, **columns},
         hashed.hexdigest()[:16],
         lambda row: str(files[row]),
         split,
     )
 
 
-def _listed_images(folder: Path) -> tuple[list[Path], dict[str, np.ndarray]]:
+def _listed_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]], dict[str, np.ndarray]]:
+    """Returns the images, images beside them by name (column ``mask_file_name`` lists "mask"), and other columns."""
     columns = _csv(folder / METADATA)
-    if "file_name" not in columns:
-        raise DataError(f"got {folder / METADATA} with {listed(columns)}, expected a column file_name")
-    files = [folder / str(name) for name in columns.pop("file_name").tolist()]
-    for row, file in enumerate(files):
-        if not file.is_file():
-            raise DataError(f"got {file.name} in line {row + 2} of {folder / METADATA}, a file that does not exist")
-    return files, columns
+    if FILE_NAME not in columns:
+        raise DataError(f"got {folder / METADATA} with {listed(columns)}, expected a column {FILE_NAME}")
+    files: dict[str, list[Path]] = {}
+    for column in [name for name in columns if name == FILE_NAME or name.endswith(f"_{FILE_NAME}")]:
+        name = column.removesuffix(FILE_NAME).removesuffix("_")
+        files[name] = [folder / str(file) for file in columns.pop(column).tolist()]
+        for row, file in enumerate(files[name]):
+            if not file.is_file():
+                raise DataError(f"got {file.name} in line {row + 2} of {folder / METADATA}, a file that does not exist")
+    return files.pop(""), files, columns
 
 
 def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from flowguide.data import is_path, open_path, tables_of
 from flowguide.errors import DataError
-from flowguide.schema import Label, Vector, Vectors
+from flowguide.schema import Aligned, Images, Label, Vector, Vectors
 
 N = 20
 RNG = np.random.default_rng(0)
@@ -223,3 +223,26 @@ def test_what_is_broken_is_named_in_one_line(name, tmp_path):
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 600
+
+
+def test_metadata_may_list_images_beside_the_images(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels, masks = rng.integers(0, 256, (12, 6, 4, 3), np.uint8), rng.integers(0, 256, (12, 3, 2), np.uint8)
+    for i in range(12):
+        Image.fromarray(pixels[i]).save(tmp_path / f"{i}.png")
+        Image.fromarray(masks[i]).save(tmp_path / f"mask{i}.png")
+    rows = [f"{i}.png,mask{i}.png,{'ab'[i % 2]}" for i in range(12)]
+    listing = tmp_path / "metadata.csv"
+    listing.write_text("\n".join(["file_name,mask_file_name,kind", *rows]))
+    train, test = open_path(tmp_path)
+    assert train.info.fields == {"mask": Aligned(Images((3, 2, 1))), "kind": Label(("a", "b"))}
+    for data in (train, test):
+        batch = data.read(np.arange(data.size))
+        for x, mask in zip(batch.x, batch.value["mask"], strict=True):
+            (i,) = np.flatnonzero((pixels == x).all((1, 2, 3)))
+            np.testing.assert_array_equal(mask[..., 0], masks[i])
+    Image.fromarray(masks[0] ^ 1).save(tmp_path / "mask3.png")
+    assert open_path(tmp_path)[0].version != train.version
+    (tmp_path / "mask3.png").unlink()
+    with pytest.raises(DataError, match=r"mask3\.png in line 5"):
+        open_path(tmp_path)
