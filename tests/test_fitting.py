@@ -272,3 +272,19 @@ def test_one_known_part_each_and_no_density_given_a_part(completing):
         model.log_prob(x[:5], {"known": parts})
     with pytest.raises(UserError, match="called 'known'"):
         flowguide.fit(X, {"known": X}, known=True)
+
+
+def test_the_command_line_learns_to_complete(tmp_path):
+    rows = [f"{a:.3f},{b:.3f}" for a, b in RNG.normal(size=(60, 2))]
+    (tmp_path / "data.csv").write_text("\n".join(["height,weight", *rows]))
+    run = tmp_path / "run"
+    options = ["--config.data.known=True", "--config.steps=2", "--config.batch_size=16", "--config.preview.every=0"]
+    assert main(["train", f"--data={tmp_path / 'data.csv'}", f"--workdir={run}", *options]) in (0, None)
+    assert flowguide.load(run).info.fields["known"].names == ("height", "weight")  # pyright: ignore
+    assert main(["sample", f"--workdir={run}", "--cond=known=weight:1.5", "--num=3", "--steps=1", "--save=csv"]) in (
+        0,
+        None,
+    )
+    x = flowguide.load(run).sample("known=weight:1.5", num=3)
+    assert (x[:, 1] == 1.5).all()
+    assert (run / "samples" / "samples.csv").read_text().count("1.5") >= 3

@@ -37,7 +37,7 @@ def config_and_rest(values: flags.FlagValues, arguments: Sequence[str]) -> tuple
     ``--config.path.name=vp --config.path.beta_min=0.05`` works in any order.
 
     Returns:
-      the arguments without ``--config=NAME``, and the data if they had to be opened to choose a config for them.
+      the arguments without ``--config=NAME``, and the data if they were opened to choose a config for them.
 
     Raises:
       UserError: if no config is named, it cannot be loaded, or it has no such setting.
@@ -114,7 +114,9 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> tuple[Config, S
     print(describe(data))
     chosen = config_for(data.train.info, data.train.size, timed="minutes" in asked)
     chosen.data.update(settings)
-    return chosen, data
+    # What else is said of the data, such as that they are completed, is read with the whole config.
+    more = any(argument.lstrip("-").startswith("config.data.") for argument in arguments)
+    return chosen, None if more else data
 
 
 def _data_settings(asked: Mapping[str, str]) -> dict[str, Any]:
