@@ -1,10 +1,11 @@
-"""Fashion-MNIST for a CPU: a perceptron that sees a tenth of the examples that fashion_mnist sees.
+"""Fashion-MNIST for a CPU: a perceptron, and a thirteenth of the examples that fashion_mnist sees.
 
 flowguide data prepare fashion_mnist [--files=DIR]
 flowguide train --config=fashion_mnist_cpu --workdir=runs/fashion_mnist_cpu
 flowguide sample --workdir=runs/fashion_mnist_cpu --cond=Bag --gamma=2
 
-For a CPU: about half an hour on two cores.
+For a CPU: 18 min of CPU time, scaled from 1,772 steps on shared cores, so 9 min on 2 cores that are fully used. The
+samples are recognisable, and speckled.
 """
 
 from fashion_mnist import get_config as fashion_mnist
@@ -14,7 +15,7 @@ def get_config():
     c = fashion_mnist()
     # The items are centred, so an MLP over all pixels learns them faster than a U-Net.
     c.network = {"name": "mlp", "width": 512, "depth": 3, "refine": 64, "dtype": "float32"}
-    c.steps = 2000
+    c.steps = 1500
     c.batch_size = 128
     c.lr = 1e-3
     c.warmup = 50

@@ -280,7 +280,7 @@ def test_the_command_line_learns_to_complete(tmp_path):
     run = tmp_path / "run"
     options = ["--config.data.known=True", "--config.steps=2", "--config.batch_size=16", "--config.preview.every=0"]
     assert main(["train", f"--data={tmp_path / 'data.csv'}", f"--workdir={run}", *options]) in (0, None)
-    assert flowguide.load(run).info.fields["known"].names == ("height", "weight")  # pyright: ignore
+    assert flowguide.load(run).info.fields["known"].names == ("height", "weight")
     assert main(["sample", f"--workdir={run}", "--cond=known=weight:1.5", "--num=3", "--steps=1", "--save=csv"]) in (
         0,
         None,
