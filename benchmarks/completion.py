@@ -1,4 +1,4 @@
-"""How well a model completes examples of which a part is known: digits from their upper half, wines from some columns.
+"""How well a model completes partly known examples: digits from their upper half, wines from some of their columns.
 
 python benchmarks/completion.py [--minutes=5]
 
@@ -36,7 +36,7 @@ def digits() -> None:
         return float(np.mean(judge.predict(images.reshape(len(images), -1) / 255) == asked))
 
     upper = LogisticRegression(max_iter=2000).fit(x[:split, :4].reshape(split, -1) / 255, labels[:split])
-    print(f"\n{len(real)} held-out digits, class read as it is\n")
+    print(f"\n{len(real)} held-out digits: share whose class the judge reads correctly\n")
     print(f"  real                              {read(real):.3f}")
     for gamma in (1.0, 2.0):
         given = model.sample({"known": half, "label": asked}, num=len(real), gamma=gamma)

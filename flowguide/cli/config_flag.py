@@ -114,7 +114,7 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> tuple[Config, S
     print(describe(data))
     chosen = config_for(data.train.info, data.train.size, timed="minutes" in asked)
     chosen.data.update(settings)
-    # What else is said of the data, such as that they are completed, is read with the whole config.
+    # Other settings of the data, such as data.known, are parsed later: then the data are opened again with them.
     more = any(argument.lstrip("-").startswith("config.data.") for argument in arguments)
     return chosen, None if more else data
 

@@ -111,8 +111,7 @@ class TokensEmbedding(nnx.Module):
         """int32 (B, L), bool (B,) -> the pooled mean (B, width), the sequence (B, L, width) and its mask."""
         sequence = jnp.where(present[:, None, None], self.table[value] + self.position[...], self.null[...])
         mask = jnp.where(present[:, None], value != 0, jnp.arange(value.shape[1]) == 0)
-        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-        return Embedded(self.pool(jnp.sum(sequence * mask[..., None], axis=1) / count), sequence, mask)
+        return Embedded(self.pool(_mean(sequence, mask)), sequence, mask)
 
 
 class SeriesEmbedding(nnx.Module):
@@ -132,8 +131,13 @@ class SeriesEmbedding(nnx.Module):
         value = jnp.where(shown[..., None], standardised(value, self.mean, self.scale), 0.0)
         sequence = jnp.where(present[..., None], self.inlet(value) + self.position[...], self.null[...])
         mask = jnp.where(present, shown, jnp.arange(value.shape[1]) == 0)
-        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-        return Embedded(self.pool(jnp.sum(sequence * mask[..., None], axis=1) / count), sequence, mask)
+        return Embedded(self.pool(_mean(sequence, mask)), sequence, mask)
+
+
+def _mean(sequence: Array, mask: Array) -> Array:
+    """Returns the mean (B, width) of the unpadded rows of a sequence (B, L, width); 0 if there are none."""
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    return jnp.sum(sequence * mask[..., None], axis=1) / count
 
 
 class BesideEmbedding(nnx.Module):
@@ -270,7 +274,7 @@ def channels_beside(fields: Fields, axes: int) -> int:
 
 
 def concatenated(x: Array, embedded: Embedded) -> Array:
-    """Returns x (B, *sides, C) with the channels beside it, (B, *sides, C + Σk); other sides are resized to those of x.
+    """Concatenates x (B, *sides, C) with the channels beside it, resized to the sides of x: (B, *sides, C + Σk).
 
     Resizing repeats or drops entries ("nearest"), so that a class stays a class.
     """

@@ -194,7 +194,7 @@ def sample_product(
 ) -> np.ndarray:
     """Returns samples ``(num, *D)`` of p(x)^(1−n)·Π p(x|c_i), the law of x given n independent observations of it.
 
-    All are particles of one law, at least ``config.particles`` of them, drawn anew by their weights: some are equal.
+    It draws at least ``config.particles`` weighted particles and resamples them by weight, so some samples are equal.
     The further the conditions together are from each alone, the more steps and particles it takes.
 
     Args:

@@ -1,4 +1,4 @@
-"""Imports: an imported set is what its path is, whole or not there, and refused when its source has changed."""
+"""An imported set equals its source, is never half written, and is not reused after the source has changed."""
 
 import csv
 import json

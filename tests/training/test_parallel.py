@@ -235,7 +235,7 @@ def test_flip_mirrors_half_of_the_images():
 def test_what_lies_beside_an_example_is_mirrored_with_it_and_its_known_part_is_its_own():
     """The network predicts its condition, which is the mirrored example itself: no error remains."""
     x = np.random.default_rng(0).normal(size=(64, 3, 4, 1)).astype(np.float32)
-    fields = {"beside": Aligned(Images((3, 4, 1))), "known": Known(Vectors((3, 4, 1))), "kind": Label(("a", "b"))}
+    fields = {"beside": Aligned(Vectors((3, 4, 1))), "known": Known(Vectors((3, 4, 1))), "kind": Label(("a", "b"))}
     parts = []
 
     def velocity(params, t, x, c):

@@ -72,7 +72,7 @@ class Aligned(NamedTuple):
         return None
 
     def mirrored(self, values: Any) -> Any:
-        return self.array.mirrored(values)
+        return values[:, :, ::-1]  # only images are mirrored, so the sides are (H, W) here too
 
     def random(self, key: PRNGKey, num: int) -> Array:
         return random_array(key, num, self.array)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import jax
 import numpy as np
 
-from flowguide.errors import UserError
+from flowguide.errors import UserError, hint, listed
 from flowguide.typing import Array, PRNGKey
 
 
@@ -128,6 +128,11 @@ def check_index(name: str, field: Field, values: np.ndarray, count: int) -> None
     outside = (values < 0) | (values >= count)
     if outside.any():
         raise UserError(f"field {name!r} takes {field.takes}; got {values[outside].flat[0]}")
+
+
+def unknown_value(name: str, text: str, values: Sequence[str]) -> UserError:
+    """Returns the error for a name that is none of the classes ``values`` of a field."""
+    return UserError(f"unknown value {text!r:.100} of {name!r}{hint(text, values)}: there are {listed(values)}")
 
 
 def check_setting(name: str, got: Any, *, texts: bool = False, least: int = 1) -> None:

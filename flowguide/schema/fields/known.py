@@ -19,9 +19,9 @@ from flowguide.typing import Array, PRNGKey
 
 
 class Known(NamedTuple):
-    """A field with the example itself, as far as it is known: float32 ``(B, *shape)``, NaN where it is not.
+    """A field with the known entries of the example, float32 ``(B, *shape)``; NaN marks the unknown ones.
 
-    No data set stores it: training draws which part of each example is known (``part``), so that one model completes
+    Data sets do not store it. Training draws a random part of each example (``part``), so one model learns to complete
     any part from any other. The network concatenates the known values, and where they are, with x.
 
     Attributes:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flowguide.errors import DataError, UserError, hint, listed
-from flowguide.schema.fields.field import Column, Field, check_index, check_setting
+from flowguide.errors import DataError
+from flowguide.schema.fields.field import Column, Field, check_index, check_setting, unknown_value
 from flowguide.typing import Array, PRNGKey
 
 
@@ -60,8 +60,7 @@ class Label(NamedTuple):
         # Python refuses to convert thousands of digits, and no label has ten.
         if text.isdecimal() and len(text) < 10 and int(text) < len(self.values):
             return np.array(int(text), np.int32)
-        near = hint(text, self.values)
-        raise UserError(f"unknown value {text!r:.100} of {name!r}{near}: there are {listed(self.values)}")
+        raise unknown_value(name, text, self.values)
 
     def check(self, name: str, values: np.ndarray) -> None:
         check_index(name, self, values, len(self.values))

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flowguide.errors import UserError, hint, listed
-from flowguide.schema.fields.field import Column, Field, check_setting
+from flowguide.errors import UserError
+from flowguide.schema.fields.field import Column, Field, check_setting, unknown_value
 from flowguide.typing import Array, PRNGKey
 
 SEPARATOR = "|"  # between the classes of a text, as in "action|comedy"
@@ -54,8 +54,7 @@ class Labels(NamedTuple):
     def parse(self, name: str, text: str) -> np.ndarray:
         asked = names_in(text)
         if unknown := [one for one in asked if one not in self.values]:
-            near = hint(unknown[0], self.values)
-            raise UserError(f"unknown value {unknown[0]!r:.100} of {name!r}{near}: there are {listed(self.values)}")
+            raise unknown_value(name, unknown[0], self.values)
         return np.isin(self.values, asked)
 
     def check(self, name: str, values: np.ndarray) -> None:
