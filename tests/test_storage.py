@@ -309,7 +309,7 @@ def test_previews_are_drawn(objects, monkeypatch):
     c.preview.update({"every": 2, "num": 4, "gammas": (1.0, 2.0)})
     x = np.zeros((4, *MODEL.info.shape), np.float32)
     assembly: Any = SimpleNamespace(model=MODEL)
-    test: Any = SimpleNamespace(size=8, read=lambda index: SimpleNamespace(value={}))
+    test: Any = SimpleNamespace(size=8, info=MODEL.info, read=lambda index: SimpleNamespace(x=x, value={}))
     monkeypatch.setattr(evaluators.sampling, "sample", lambda *args, **options: SimpleNamespace(x=x))
     context = evaluators.Context(c, assembly, test, storage.path("gs://bucket/run"), None)
     drawn = evaluators.previews(context).evaluate(MODEL.params, 2).picture

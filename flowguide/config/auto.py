@@ -24,8 +24,7 @@ def config_for(info: DataInfo, size: int, *, timed: bool) -> Config:
     Args:
       info: of the data.
       size: number of examples to train on.
-      timed: whether a limit of minutes ends the run rather than a number of steps. Then the learning rate does not
-        decay, as nobody knows when to; an average over a fixed share of the training so far takes its place.
+      timed: whether a limit of minutes ends the run rather than a number of steps.
     """
     c = default()
     vectors = len(info.shape) < 2 or max(info.shape[:-1]) < SMALLEST_SIDE
@@ -34,8 +33,7 @@ def config_for(info: DataInfo, size: int, *, timed: bool) -> Config:
     c.batch_size = 256 if vectors else 64
     c.lr = 1e-3 if vectors else 2e-3
     c.steps = MANY if timed else 20_000 if vectors else 8_000
-    c.decay = "none" if timed else "cosine"
-    c.ema = ConfigDict({"name": "power", "std": 0.1 if timed else 0.05})
+    c.ema = ConfigDict({"name": "power", "std": 0.05})
     if vectors:
         c.times = ConfigDict({"name": "uniform"})  # narrow densities are made near t = 1
         # As of a prior of the weights: its part of the loss of all examples falls as 1/size.

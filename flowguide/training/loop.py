@@ -29,9 +29,10 @@ from flowguide.training.assembly import Assembly, assemble
 from flowguide.training.evaluators import EVALUATORS, Context, Evaluator
 from flowguide.training.guard import NonFiniteGuard
 from flowguide.training.logs import Log, bytes_on, device_memory
+from flowguide.training.optimizer import slower
 from flowguide.training.parallel import abstract, lay_out, parallelize, replicas_agree
 from flowguide.training.profiling import ProfileWindow, check_window
-from flowguide.training.step import TrainState
+from flowguide.training.step import ReadOnly, TrainState
 from flowguide.training.teacher import load_teacher
 from flowguide.typing import PyTree
 from flowguide.workdir import open_workdir
@@ -163,22 +164,25 @@ def _loop(
     share, rank = config.batch_size // jax.process_count(), jax.process_index()
     index = np.arange(rank * share, (rank + 1) * share, dtype=np.int32)
     log_to = Log(job.workdir, first, config.steps, config.batch_size, not processes.is_main_process(), deadline)
+    factor_of = partial(_slower, config, time.monotonic(), deadline)
     with interrupted_by_signals() as interrupted, checkpoint.closing(saves), log_to as log, failing_at_once():
         _introduce(job, state, log, timed=deadline < math.inf)
         left = partial(_examples_left, job, first, timed=deadline < math.inf)
         report, last_kept = partial(_report, job, saves, guard, log, left), partial(_last_kept, saves)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
+        pending: tuple[int, float, dict[str, jax.Array]] | None = None
         due = False
         with _rescuing(job, lambda: state):
             for number in range(first + 1, config.steps + 1):
                 window.before(number)
                 batch, started = next(job.stream), time.perf_counter()
-                state, metrics = step(state, batch._replace(index=index), job.lesson)
+                factor = factor_of(number)
+                read = ReadOnly(job.lesson, None if factor is None else np.float32(factor))
+                state, metrics = step(state, batch._replace(index=index), read)
                 if number == first + 1:  # the call that compiles; what it computes goes on in the background
                     log.say(_compiled(state, time.perf_counter() - started))
                 if pending is not None:
                     report(*pending)
-                pending = number, metrics
+                pending = number, 1.0 if factor is None else factor, metrics
 
                 last = number == config.steps or time.monotonic() > deadline
                 stop = number == stop_after or interrupted(number)
@@ -203,6 +207,14 @@ def _loop(
         ended = int(state.step) == config.steps or time.monotonic() > deadline
         _conclude(job, saves, state, ended and first < int(state.step), log)
     return state
+
+
+def _slower(config: Config, began: float, deadline: float, number: int) -> float | None:
+    """Returns the factor of the learning rate that a limit of time makes necessary; None without a limit."""
+    if deadline == math.inf:
+        return None
+    of_time = (time.monotonic() - began) / max(deadline - began, 1e-9)
+    return slower(config.decay, (number - 1) / config.steps, of_time)
 
 
 def _introduce(job: Job, state: TrainState, log: Log, *, timed: bool) -> None:
@@ -245,9 +257,10 @@ def _report(
     log: Log,
     left: Callable[[int], int | None],
     number: int,
+    factor: float,
     metrics: dict[str, jax.Array],
 ) -> None:
-    """Reads the metrics of a step, which waits for it; shows and logs them."""
+    """Reads the metrics of a step, which waits for it; shows and logs them, and the rate, slower by ``factor``."""
     values = {name: float(value) for name, value in metrics.items()}
     try:
         skipped = guard.look(number, values, _last_kept(saves))
@@ -259,7 +272,8 @@ def _report(
         values["skipped"] = guard.skipped
     log.tick(values["loss"])
     if number % job.config.log_every == 0 or number == job.config.steps:
-        values |= {"lr": np.asarray(job.assembly.rate(number - 1)).item(), "examples_per_s": log.rate(number)}
+        rate = factor * np.asarray(job.assembly.rate(number - 1)).item()
+        values |= {"lr": rate, "examples_per_s": log.rate(number)}
         if (examples := left(number)) is not None:
             log.say(slow_on_cpu(job.config, jax.devices()[0].platform, examples, values["examples_per_s"]))
         log.scalars(number, values | device_memory(jax.local_devices()[0]))

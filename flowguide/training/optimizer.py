@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -35,6 +36,20 @@ def learning_rate(lr: float, steps: int, *, warmup: int = 0, decay: str = "cosin
     # The first rate is lr/warmup, not 0: a step that changes nothing is wasted.
     rise = optax.linear_schedule(lr / max(warmup, 1), lr, max(warmup - 1, 1))
     return optax.join_schedules([rise, decays[decay]()], [warmup])
+
+
+def slower(decay: str, of_steps: float, of_time: float) -> float:
+    """Returns the factor by which the learning rate of a run with a time limit is below that of its step.
+
+    With it the rate has decayed as far as the shares of the steps and of the time that are over say, whichever is more.
+
+    Args:
+      decay: as in ``learning_rate``.
+      of_steps: share of the steps that is over, in [0, 1).
+      of_time: share of the time.
+    """
+    shape = {"cosine": lambda p: (1 + math.cos(math.pi * p)) / 2, "linear": lambda p: 1 - p, "none": lambda _: 1.0}
+    return shape[decay](min(max(of_steps, of_time), 1.0)) / shape[decay](of_steps)
 
 
 def adamw(

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from flowguide import condition
 from flowguide.losses import Recipe, example_keys, flow_matching
@@ -40,6 +41,18 @@ class TrainState(NamedTuple):
     params: PyTree
     ema: PyTree
     opt_state: PyTree
+
+
+class ReadOnly(NamedTuple):
+    """What a step reads beside its state and batch.
+
+    Attributes:
+      teacher: the teacher's parameters; None for the EMA.
+      slower: float32 (), a factor of the learning rate; None for 1.
+    """
+
+    teacher: PyTree = None
+    slower: ArrayLike | None = None
 
 
 def init_state(
@@ -126,10 +139,9 @@ def make_step(
     profile: ema.Profile,
     accumulate: int = 1,
 ) -> Callable[[Mean], Callable[..., tuple[TrainState, Metrics]]]:
-    """Returns a function from a mean over devices to the training step (state, batch, teacher params).
+    """Returns a function from a mean over devices to the training step (state, batch, ``ReadOnly`` or None).
 
-    Without teacher params, the EMA is the teacher. If the loss, its gradient or the update is not finite, only the step
-    count changes.
+    If the loss, its gradient or the update is not finite, only the step count changes.
 
     Args:
       loss: mean loss of (params, step, batch, teacher params).
@@ -139,13 +151,16 @@ def make_step(
     """
 
     def step_with(mean: Mean) -> Callable[..., tuple[TrainState, Metrics]]:
-        def step(state: TrainState, batch: Batch, teacher: PyTree = None) -> tuple[TrainState, Metrics]:
-            teacher = state.ema if teacher is None else teacher
+        def step(state: TrainState, batch: Batch, read: ReadOnly | None = None) -> tuple[TrainState, Metrics]:
+            read = read or ReadOnly()
+            teacher = state.ema if read.teacher is None else read.teacher
             gradient = jax.value_and_grad(lambda params, part: loss(params, state.step, part, teacher))
             value, grads = _mean_gradient(gradient, accumulate, state.params, batch)
             # This makes the replicas agree; everything after it is the same computation on each device.
             value, grads = mean((value, grads))
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            if read.slower is not None:  # of all optimisers here the updates are proportional to the learning rate
+                updates = optax.tree.scale(read.slower, updates)
             params = optax.apply_updates(state.params, updates)
             average = ema.update(profile, state.step, state.ema, params)
             norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}

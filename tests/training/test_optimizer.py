@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from flowguide.training.optimizer import OPTIMIZERS, adamw, clipped, learning_rate, orthogonal
+from flowguide.training.optimizer import OPTIMIZERS, adamw, clipped, learning_rate, orthogonal, slower
 
 
 def constant(rate):
@@ -50,6 +50,16 @@ def test_rate_rises_then_decays(decay, end):
 
 def test_without_warmup_starts_at_the_peak():
     assert learning_rate(1e-2, 100)(0) == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "none"])
+@pytest.mark.parametrize(("of_steps", "of_time"), [(0.3, 0.8), (0.8, 0.3), (0.0, 0.5), (0.2, 1.5)])
+def test_a_limit_of_time_decays_as_a_limit_of_steps_does(decay, of_steps, of_time):
+    """At 80 % of the time the rate is that of 80 % of the steps, if fewer of those are over."""
+    rate = learning_rate(1e-2, 1000, decay=decay)
+    further = rate(round(1000 * min(max(of_steps, of_time), 1.0)))
+    found = rate(round(1000 * of_steps)) * slower(decay, of_steps, of_time)
+    assert found == pytest.approx(np.asarray(further).item(), rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"decay": "sudden"}, "decay must be"), ({"warmup": 5}, "warm-up")])

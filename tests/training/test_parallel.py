@@ -22,7 +22,7 @@ from flowguide.training.parallel import (
     replicas_agree,
     split_axis,
 )
-from flowguide.training.step import init_state, make_loss, make_step
+from flowguide.training.step import ReadOnly, init_state, make_loss, make_step
 
 SIZE, STEPS = 32, 20
 FIELDS = {"a": Label(("x", "y", "z")), "b": Label(("x", "y"))}
@@ -263,7 +263,8 @@ def test_the_moving_average_teaches_unless_another_does():
     b = batch(0)
     b = b._replace(x=jnp.asarray(b.x, jnp.float32))
     for given, teacher in ((None, noisy), (other, other)):
-        assert float(step(state, b, given)[1]["loss"]) == pytest.approx(float(error(state.params, 0, b, teacher)))
+        _, metrics = step(state, b, ReadOnly(given))
+        assert float(metrics["loss"]) == pytest.approx(float(error(state.params, 0, b, teacher)))
     assert abs(error(state.params, 0, b, noisy) - error(state.params, 0, b)) > 1e-3
     # Nothing is learnt through the teacher.
     through = jax.jit(jax.grad(lambda teacher: loss(state.params, 0, b, teacher)))(noisy)
