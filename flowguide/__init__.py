@@ -36,6 +36,7 @@ _ROOMS = (
     "times",
     "training",
     "typing",
+    "weights",
 )
 
 

@@ -87,6 +87,51 @@ def test_a_command_joins_the_others_before_jax_looks_for_devices(name, config, t
     assert done.stdout == "False\n", done.stderr
 
 
+def test_a_sum_over_processes_keeps_float64(monkeypatch):
+    """In more than one piece, of numbers that float32 cannot hold."""
+    own, other = np.random.default_rng(0).standard_normal((2, 500, 600)) + 1e9
+    assert processes.total(own) is own
+    parts = iter(np.array_split(other.ravel(), -(-other.nbytes // 2**20)))
+    monkeypatch.setattr(processes, "is_distributed", lambda: True)
+    monkeypatch.setattr(
+        processes.multihost_utils, "process_allgather", lambda a: np.stack([a, next(parts).view(np.uint8)])
+    )
+    np.testing.assert_array_equal(processes.total(own), own + other)
+
+
+@pytest.mark.slow
+def test_moments_of_two_processes_are_those_of_all():
+    program = """
+import sys, numpy as np
+from flowguide import processes
+from flowguide.metrics import combine, moments
+processes.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+x = np.random.default_rng(0).standard_normal((30, 400)) + 1e6
+own = moments([x[:10], x[10:12]] if processes.is_main_process() else [x[12:]])
+found, whole = combine(own, processes.total), moments([x])
+assert found.count == 30
+np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
+np.testing.assert_allclose(found.scatter, whole.scatter, atol=1e-6)
+print("equal")
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(port), str(i)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    codes, outputs = finish(pair, BOUND)
+    assert codes == [0, 0], outputs
+    assert all(output.endswith("equal\n") for output in outputs)
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_run_through_faults(config, data_dir, tmp_path):
     """Killed, preempted, its newest checkpoint damaged, its layout changed: the end is that of one process."""

@@ -6,7 +6,7 @@ images. Distances are comparable only for the same feature function and sample s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import NamedTuple
 
@@ -63,6 +63,19 @@ def merge(a: Moments, b: Moments) -> Moments:
     mean = a.mean + difference * (b.count / count)
     scatter = a.scatter + b.scatter + np.outer(difference, difference) * (a.count * b.count / count)
     return Moments(count, mean, scatter)
+
+
+def combine(own: Moments, total: Callable[[np.ndarray], np.ndarray]) -> Moments:
+    """Returns the moments of the vectors of all processes together, in every process. Collective.
+
+    Args:
+      own: moments of this process, whose count may be 0.
+      total: sums a float64 array over processes, such as :func:`flowguide.processes.total`.
+    """
+    count = total(np.asarray(own.count, np.float64))
+    mean = total(own.count * own.mean) / max(count, 1)
+    shift = own.mean - mean
+    return Moments(int(count), mean, total(own.scatter + own.count * np.outer(shift, shift)))
 
 
 def covariance(m: Moments) -> np.ndarray:

@@ -28,7 +28,7 @@ CHUNK = 500  # images per call at inference: one compiled shape, whatever the nu
 
 
 class Judge(NamedTuple):
-    """A trained judge, for :func:`predict` and :func:`features`.
+    """A trained judge, for :func:`predict`, :func:`probabilities` and :func:`features`.
 
     Attributes:
       params: parameters of the network.
@@ -110,9 +110,15 @@ def predict(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
     Raises:
       ValueError: if dtype or shape of the images differ from those the judge was trained on.
     """
-    logits, _ = read(judge, images)
-    heads = np.split(logits, np.cumsum(list(judge.classes.values()))[:-1], axis=1)
-    return {name: head.argmax(1).astype(np.int32) for name, head in zip(judge.classes, heads, strict=True)}
+    return {name: head.argmax(1).astype(np.int32) for name, head in heads(judge, images).items()}
+
+
+def probabilities(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
+    """Returns the probabilities of the classes by attribute, float32 ``(N, classes)``, for images ``(N, H, W, C)``.
+
+    Raises as :func:`predict`.
+    """
+    return {name: np.asarray(jax.nn.softmax(head)) for name, head in heads(judge, images).items()}
 
 
 def features(judge: Judge, images: ArrayLike) -> np.ndarray:
@@ -121,6 +127,12 @@ def features(judge: Judge, images: ArrayLike) -> np.ndarray:
     Distances between feature sets are comparable only for the same judge. Raises as :func:`predict`.
     """
     return read(judge, images)[1]
+
+
+def heads(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
+    """Returns the logits by attribute, float32 ``(N, classes)`` each."""
+    logits = np.split(read(judge, images)[0], np.cumsum(list(judge.classes.values()))[:-1], axis=1)
+    return dict(zip(judge.classes, logits, strict=True))
 
 
 def read(judge: Judge, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

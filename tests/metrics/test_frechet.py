@@ -1,9 +1,13 @@
 """Fréchet distance against closed forms, and moments that do not depend on how they were gathered."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 
-from flowguide.metrics import Moments, covariance, frechet_distance, merge, moments, update
+from flowguide.metrics import Moments, combine, covariance, frechet_distance, merge, moments, update
 
 
 def gaussian(mean, cov, count=101):
@@ -75,3 +79,49 @@ def test_refusals():
     for function in (merge, frechet_distance):
         with pytest.raises(ValueError, match="lengths 2 and 3"):
             function(moments([np.zeros((3, 2))]), moments([np.zeros((3, 3))]))
+
+
+def test_features_with_given_moments():
+    """Whitened and coloured rows have exactly the mean and covariance they were given."""
+    rng, q = np.random.default_rng(4), rotation(4)
+    s, m = rng.uniform(0.5, 3, (2, 4)), rng.standard_normal((2, 4))
+
+    def rows(mean, sd):
+        x = rng.standard_normal((200, 4))
+        white = np.linalg.solve(np.linalg.cholesky(np.cov(x.T)), (x - x.mean(0)).T).T
+        return white * sd @ q.T + mean
+
+    found = frechet_distance(*(moments(np.split(rows(mean, sd), [50])) for mean, sd in zip(m, s, strict=True)))
+    assert found == pytest.approx(np.sum((m[0] - m[1]) ** 2) + np.sum((s[0] - s[1]) ** 2), rel=1e-10)
+
+
+def test_scipy_takes_the_same_root():
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((50, 8)) @ rng.standard_normal((8, 8)), rng.standard_normal((40, 8)) + 1
+    a, b = np.cov(x.T), np.cov(y.T)
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
+    assert frechet_distance(moments([x]), moments([y])) == pytest.approx(expected, rel=1e-8)
+
+
+def test_processes_combine_to_the_moments_of_all():
+    """Three threads stand for processes, one of which has seen nothing; ``total`` meets at a barrier."""
+    x = np.random.default_rng(6).standard_normal((30, 4)) * (1, 10, 0.1, 1) + (1000, 0, 0, 3)
+    shares, slots, barrier = [x[:11], x[11:], x[:0]], {}, threading.Barrier(3)
+
+    def run(i):
+        def total(a):
+            slots[i] = a
+            barrier.wait(10)
+            result = slots[0] + slots[1] + slots[2]
+            barrier.wait(10)
+            return result
+
+        return combine(moments([shares[i]]), total)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(run, range(3)))
+    whole = moments([x])
+    for m in (*found, merge(moments([x[:15]]), moments([x[15:]]))):
+        assert m.count == 30
+        np.testing.assert_allclose(m.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(m.scatter, whole.scatter, rtol=1e-12, atol=1e-10)

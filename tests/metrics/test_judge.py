@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 import flowguide
-from flowguide.metrics import adherence, features, predict, train_judge
+from flowguide.metrics import (
+    adherence,
+    expected_calibration_error,
+    features,
+    predict,
+    probabilities,
+    train_judge,
+)
 from flowguide.metrics.judge import CHUNK, alter, encode, linear, patches
 
 
@@ -60,6 +67,10 @@ def test_alterations_stay_within_their_bounds():
 def test_reads_what_it_was_shown(judge):
     images, labels = squares(100, seed=1)
     assert min(adherence(predict(judge, images), labels).values()) >= 0.99
+    for name, p in probabilities(judge, images).items():
+        np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(p.argmax(1), predict(judge, images)[name])
+        assert expected_calibration_error(p, labels[name]) < 0.05
 
 
 def test_any_number_of_images_one_after_the_other(judge):
