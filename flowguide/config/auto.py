@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from flowguide.config.choices import complete
 from flowguide.config.defaults import Config, default
 from flowguide.networks.embed import has_sequence
-from flowguide.schema import DataInfo
+from flowguide.schema import DataInfo, Known
 
 SMALLEST_SIDE = 4  # of the coarsest level of a U-Net
 ATTENDED = 256  # positions of a level up to which its blocks have attention
@@ -37,10 +37,16 @@ def config_for(info: DataInfo, size: int, *, timed: bool) -> Config:
     if vectors:
         c.times = ConfigDict({"name": "uniform"})  # narrow densities are made near t = 1
         # As of a prior of the weights: its part of the loss of all examples falls as 1/size.
-        c.optimizer = ConfigDict({"name": "adamw", "weight_decay": min(1.0, 3000 / size)})
+        c.optimizer = ConfigDict({"name": "adamw", "weight_decay": min(1.0, 10_000 / size)})
     c.stratified = True
     c.use = "best"  # a small set is soon learned by heart
-    c.drop_field_rate = (0.0, 1.0) if len(info.fields) > 2 else (0.1, 0.1)
+    completes = any(isinstance(field, Known) for field in info.fields.values())
+    if len(info.fields) > 2:
+        c.drop_field_rate = (0.0, 1.0)
+    elif completes and len(info.fields) > 1:
+        c.drop_field_rate = (0.0, 0.5)  # a part is completed without the other condition as well
+    else:
+        c.drop_field_rate = (0.1, 0.1)
     c.log_every, c.eval_every, c.checkpoint_every = every // 10, every, every
     c.eval_examples = 1024 if vectors else 256
     c.preview.update({"every": 0 if timed else every, "gammas": (1.0, 2.0)})
