@@ -23,7 +23,7 @@ import numpy as np
 
 import flowguide as fg
 from flowguide.metrics import c2st
-from flowguide.model import Model
+from flowguide.model import Given
 
 SIMULATIONS, SAMPLES = 10_000, 10_000
 
@@ -119,13 +119,13 @@ def read(name: str, number: int, file: str) -> np.ndarray:
     return np.loadtxt(folder / file, np.float32, delimiter=",", skiprows=1, ndmin=2)
 
 
-def within(posterior: Model, bound: float, seed: int) -> np.ndarray:
+def within(posterior: Given, bound: float, seed: int) -> np.ndarray:
     """Draws from a posterior, without what lies outside the prior: float32 (SAMPLES, d)."""
-    kept = np.zeros((0, *posterior.info.shape), np.float32)
-    while len(kept) < SAMPLES:
-        drawn = posterior.sample(SAMPLES, seed=seed)
-        kept, seed = np.concatenate([kept, drawn[(np.abs(drawn) <= bound).all(1)]]), seed + 1
-    return kept[:SAMPLES]
+    kept: list[np.ndarray] = []
+    while sum(map(len, kept)) < SAMPLES:
+        drawn = posterior.sample(SAMPLES, seed=seed + len(kept))
+        kept.append(drawn[(np.abs(drawn) <= bound).all(1)])
+    return np.concatenate(kept)[:SAMPLES]
 
 
 def run(name: str, seed: int, minutes: float, observations: Sequence[int]) -> tuple[list[float], float, float]:
