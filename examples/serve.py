@@ -5,8 +5,9 @@ python examples/serve.py digits.hlo --port=8000
 curl "localhost:8000/?label=3&gamma=2&num=4&seed=0" -o samples.npy
 
 A vector is written as its numbers, ?angle=0.3 or ?position=0.3,1.2. Omitted fields are ∅. The response is a NumPy file,
-uint8 (num, height, width, channels), for images; for vectors it is JSON, a list of num lists of numbers; for an invalid
-query, one line of text. The number of samples is rounded up to a power of two, with one compilation for each.
+uint8 (num, height, width, channels), for images; for vectors, and for rows of a table with classes by number, it is
+JSON, a list of num lists of numbers; for an invalid query, one line of text. The number of samples is rounded up to a
+power of two, with one compilation for each.
 
 The server reads queries concurrently and samples for one at a time. It drops a client that is silent for TIMEOUT
 seconds, and answers 503 while CLIENTS connections are open.
@@ -145,7 +146,7 @@ class Server(ThreadingHTTPServer):
             with one:
                 return draw(sampler, data["fields"], asked)
 
-        super().__init__(("localhost", port), partial(Handler, draw_alone, data["kind"] == "points"))
+        super().__init__(("localhost", port), partial(Handler, draw_alone, data["kind"] in ("points", "records")))
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts a thread for the connection, or answers 503 if all are in use."""

@@ -18,7 +18,7 @@ from flowguide.data.tables import as_column
 from flowguide.errors import UserError
 from flowguide.model import Model
 from flowguide.networks import Network
-from flowguide.schema import DataInfo
+from flowguide.schema import DataInfo, Records
 from flowguide.training.loop import train
 
 MINUTES = 5.0  # that a fit takes if nothing says how long
@@ -52,7 +52,8 @@ def fit(
 
     Args:
       x: examples ``(N, ...)``: uint8 images ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, d)``, signals
-        ``(N, T, C)``, images or volumes of floats ``(N, [D,] H, W, C)``; or a path, see ``data.files.tables_of``.
+        ``(N, T, C)``, images or volumes of floats ``(N, [D,] H, W, C)``; a dict or a structured array of columns
+        ``(N,)``, of which texts and booleans are classes; or a path, see ``data.files.tables_of``.
       condition: one for each example: whole numbers or texts of few different values are classes, other texts are
         captions, other numbers ``(N,)`` or ``(N, k)`` are vectors; or a dict of several by name. None trains without.
       workdir: folder of the run; ``load`` finds the model there. By default a new temporary folder, which is printed.
@@ -110,6 +111,8 @@ def describe(data: Splits) -> str:
 
 
 def _kind(info: DataInfo) -> str:
+    if isinstance(info.examples, Records):
+        return f"rows of {info.examples.about}"
     if info.examples.as_pictures:
         return "images of {} x {} pixels, {} channels".format(*info.shape)
     names = {1: "vectors of {} numbers", 2: "signals of {} steps, {} channels"}
@@ -135,8 +138,17 @@ def _opened(
         conditions: Mapping[str, Any] = {}
     else:
         conditions = condition if isinstance(condition, Mapping) else {_name_of(condition): condition}
-    if EXAMPLES in conditions:
-        raise UserError(f"got a condition called {EXAMPLES!r}, as the examples are: call it something else")
-    table = of_arrays(name, {EXAMPLES: x, **conditions})
-    info = describe_table(table, (EXAMPLES,), tuple(conditions))
-    return Splits(*(open_table(table, split, info, (EXAMPLES,)) for split in ("train", "test")))
+    columns = _columns(x)
+    if both := [name for name in conditions if name in columns]:
+        raise UserError(f"got a condition called {both[0]!r}, as the examples are: call it something else")
+    table, chosen = of_arrays(name, {**columns, **conditions}), tuple(columns)
+    info = describe_table(table, chosen, tuple(conditions))
+    return Splits(*(open_table(table, split, info, chosen) for split in ("train", "test")))
+
+
+def _columns(x: Any) -> dict[str, Any]:
+    """Returns the columns of the examples by name."""
+    if isinstance(x, Mapping) and x:
+        return {str(name): column for name, column in x.items()}
+    names = getattr(getattr(x, "dtype", None), "names", None)
+    return {name: x[name] for name in names} if names else {EXAMPLES: x}

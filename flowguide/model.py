@@ -66,12 +66,14 @@ class Model(NamedTuple):
     def sample(self, cond: Cond = "", **options: Any) -> np.ndarray:
         """Returns samples, uint8 images or float32 arrays in the units of the data, ``(num, *D)``.
 
+        Rows of a table with classes are a structured array ``(num,)``, of which ``x["city"]`` is a column.
+
         ``model.sample("cat", num=16, gamma=2.0, negative=["dark"])``; ``sampling.sample`` documents all arguments, and
         also returns what each sample cost.
         """
         from flowguide import sampling  # which imports this module
 
-        return sampling.sample(self, cond, **options).x
+        return self.info.examples.named(sampling.sample(self, cond, **options).x)
 
     def log_prob(self, x: Any, cond: Cond = "", **options: Any) -> np.ndarray:
         """Returns log p(x | cond) of float arrays, in nats and in the units of the data; see ``sampling.log_prob``."""
@@ -81,9 +83,9 @@ class Model(NamedTuple):
 
     def show(self, cond: Cond = "", **options: Any) -> Any:
         """Returns a picture of samples, which a notebook shows: a Pillow image; arguments as for ``sample``."""
-        from flowguide import pictures
+        from flowguide import pictures, sampling
 
-        return pictures.figure(self.sample(cond, **{"num": 16, **options}))
+        return pictures.figure(sampling.sample(self, cond, **{"num": 16, **options}).x)
 
     def given(self, **values: Any) -> Given:
         """Returns the model under a condition: ``model.given(x=observed)`` is a distribution to sample and evaluate.
@@ -166,7 +168,8 @@ class GivenAll(NamedTuple):
         """Returns ``num`` samples, by weighted particles; see ``sampling.sample_product``."""
         from flowguide import sampling
 
-        return sampling.sample_product(self.model, self.conditions, num, **options)
+        x = sampling.sample_product(self.model, self.conditions, num, **options)
+        return self.model.info.examples.named(x)
 
     def log_prob(self, x: Any, **options: Any) -> np.ndarray:
         """Returns (1 − n)·log p(x) + Σ log p(x|c_i) ``(N,)``: the log-density plus a constant; see ``log_prob``."""
@@ -200,6 +203,6 @@ def from_config(config: Config, info: DataInfo, network: Network | None = None) 
 def _network(config: Config, info: DataInfo) -> Network:
     chosen, fields = resolve("network", config), build.network_fields(config, info)
     try:
-        return as_network(lambda rngs: chosen.make(info.shape, fields, **chosen.settings, rngs=rngs))
+        return as_network(lambda rngs: chosen.make(info.model_shape, fields, **chosen.settings, rngs=rngs))
     except (ValueError, TypeError, ArithmeticError, AssertionError) as error:
-        raise UserError(f"{chosen.title} for {info.name} {info.shape}: {error}") from error
+        raise UserError(f"{chosen.title} for {info.name} {info.model_shape}: {error}") from error

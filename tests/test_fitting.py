@@ -178,7 +178,9 @@ REFUSED = {
     "clash": ((X, {"examples": LABELS}), {}, "call it something else"),
     "no time": ((X, LABELS), {"minutes": 0}, "minutes must be above 0"),
     "ragged": (([[1.0], [2.0, 3.0]],), {}, "rows of different shapes"),
-    "texts": ((LABELS,), {}, "got texts in 'examples'"),
+    "texts": ((np.stack([LABELS, LABELS], 1),), {}, "got texts in 'examples'"),
+    "a column twice": (({"a": X[:, 0], "b": LABELS}, {"b": LABELS}), {}, "a condition called 'b'"),
+    "columns of two lengths": (({"a": X[:, 0], "b": LABELS[1:]},), {}, "199 values of 'b' for 200 of 'a'"),
 }
 
 
@@ -298,4 +300,88 @@ def test_the_command_line_learns_to_complete(tmp_path):
     )
     x = flowguide.load(run).sample("known=weight:1.5", num=3)
     assert (x[:, 1] == 1.5).all()
-    assert (run / "samples" / "samples.csv").read_text().count("1.5") >= 3
+    head, *rows = (run / "samples" / "samples.csv").read_text().splitlines()
+    assert head == "height,weight"
+    assert [row.split(",")[1] for row in rows] == ["1.5"] * 3
+
+
+CITIES = {"Bonn": 0.15, "Oslo": 0.25, "Rome": 0.6}
+AGES = {"Bonn": 20, "Oslo": 40, "Rome": 60}
+SMOKE = {"Bonn": 0.9, "Oslo": 0.1, "Rome": 0.5}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A model of rows with a number, a class and a boolean, and the rows."""
+    city = RNG.choice(list(CITIES), 3000, p=list(CITIES.values()))
+    rows = {
+        "age": np.array([AGES[each] for each in city]) + 4 * RNG.normal(size=3000),
+        "city": city,
+        "smoker": RNG.random(3000) < np.array([SMOKE[each] for each in city]),
+    }
+    c = settings(1500, batch_size=256, lr=3e-3, eval_every=1500, checkpoint_every=1500, stratified=True)
+    c.network.update({"width": 64, "depth": 2})
+    workdir = tmp_path_factory.mktemp("people") / "run"
+    return workdir, flowguide.fit(rows, workdir=workdir, config=c, known=True), rows
+
+
+def test_numbers_and_classes_are_learned_together(people):
+    _, model, _ = people
+    x = model.sample(num=2000, batch_size=2000, gamma=1.0)
+    assert x.dtype.names == ("age", "city", "smoker")
+    for city, share in CITIES.items():
+        here = x[x["city"] == city]
+        assert len(here) / 2000 == pytest.approx(share, abs=0.06)
+        assert here["age"].mean() == pytest.approx(AGES[city], abs=2)
+        assert here["smoker"].mean() == pytest.approx(SMOKE[city], abs=0.12)
+
+
+def test_a_class_is_completed_from_a_number_and_a_number_from_a_class(people):
+    """Bayes: at the age of 30, as far from Bonn as from Oslo, the odds are those of the shares."""
+    _, model, _ = people
+    of_30 = model.sample("known=age:30", num=2000, batch_size=2000, gamma=1.0)
+    assert (of_30["age"] == 30).all()
+    assert (of_30["city"] == "Bonn").mean() == pytest.approx(0.15 / 0.4, abs=0.12)
+    romans = model.sample({"known": {"city": "Rome"}}, num=2000, batch_size=2000, gamma=1.0)
+    assert (romans["city"] == "Rome").all()
+    assert (romans["age"].mean(), romans["age"].std()) == pytest.approx((60, 4), abs=1.2)
+    with pytest.raises(UserError, match="unknown value 'Rom' of 'city', did you mean 'Rome'"):
+        model.sample("known=city:Rom")
+
+
+def test_classes_have_no_log_density_but_names_and_a_picture(people):
+    workdir, model, _ = people
+    with pytest.raises(UserError, match=r"classes in its examples, which have no density: .*--fields=city,smoker"):
+        model.log_prob(np.zeros((2, 3)))
+    assert flowguide.load(workdir).info == model.info
+    assert model.info.examples.classes == ((), tuple(CITIES), ("False", "True"))
+    assert model.show(num=9).size[0] > 100
+    codes = sampling.sample(model, num=20).x
+    assert (codes.dtype, codes.shape) == (np.float32, (20, 3))
+    np.testing.assert_array_equal(model.info.examples.named(codes), model.sample(num=20))
+
+
+def test_the_command_line_writes_names(people, tmp_path):
+    workdir, model, _ = people
+    x = model.sample("known=age:30", num=30, gamma=1.0)
+    command = ["sample", f"--workdir={workdir}", "--cond=known=age:30", "--gamma=1", "--num=30"]
+    for kind in ("csv", "npz"):
+        assert main([*command, f"--save={kind}", f"--out={tmp_path}"]) in (0, None)
+    head, *lines = (tmp_path / "samples.csv").read_text().splitlines()
+    assert head == "age,city,smoker"
+    assert [line.split(",")[1:3] for line in lines] == [[str(row["city"]), str(row["smoker"])] for row in x]
+    saved = np.load(tmp_path / "samples.npz")
+    assert saved["names"].tolist() == ["age", "city", "smoker"]
+    assert saved["classes.city"][saved["x"][:, 1].astype(int)].tolist() == x["city"].tolist()
+
+
+def test_a_structured_array_is_a_table():
+    from flowguide.fitting import _opened, describe
+
+    rows = np.empty(40, [("age", "f4"), ("city", "U4")])
+    rows["age"], rows["city"] = np.arange(40), ["Rome", "Oslo"] * 20
+    by_name = {"age": rows["age"], "city": rows["city"]}
+    of_rows, of_dict = (_opened(x, None, "data", (), None, None) for x in (rows, by_name))
+    assert of_rows.train.info == of_dict.train.info
+    np.testing.assert_array_equal(of_rows.train.read(np.arange(36)).x, of_dict.train.read(np.arange(36)).x)
+    assert "rows of numbers, whole ones too: age; classes: city (2: Oslo, Rome)" in describe(of_rows)

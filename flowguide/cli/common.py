@@ -16,7 +16,12 @@ from flowguide.errors import UserError
 
 def define_column_flags(values: flags.FlagValues) -> None:
     """Defines which columns of a file or folder are what."""
-    flags.DEFINE_string("example", None, "columns of the data that are the examples, as a,b,c", flag_values=values)
+    flags.DEFINE_string(
+        "example",
+        None,
+        "columns of the data that are the examples, as a,b,c; texts and booleans among them are classes",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "fields", None, "columns of the data that are the condition, as a,b,c; or none", flag_values=values
     )

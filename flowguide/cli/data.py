@@ -14,6 +14,7 @@ from flowguide.cli.common import define_column_flags, names_in
 from flowguide.data import OURS, describe_dataset, import_path, is_path, open_path, prepare
 from flowguide.data.preparing import find_builder
 from flowguide.errors import UserError, hint
+from flowguide.schema import Records
 
 DESCRIPTION = """
 Prepares, imports, describes and lists data sets.
@@ -94,7 +95,8 @@ def _describe(name: str, data_dir: str | None, columns: dict[str, Any]) -> None:
         raise UserError(f"--example is about files and folders; got the set {name}: leave it out")
     else:
         info = describe_dataset(name, columns["fields"], data_dir, image_size=columns["image_size"])
-    print(f"{name}: {info.examples.kind} {info.shape}")
+    about = f" of {info.examples.about}" if isinstance(info.examples, Records) else ""
+    print(textwrap.fill(f"{name}: {info.examples.kind} {info.shape}{about}", 100, subsequent_indent="    "))
     for field_name, field in info.fields.items():
         print(textwrap.fill(f"{field_name}: {field.kind}, takes {field.takes}", 100, subsequent_indent="    "))
 

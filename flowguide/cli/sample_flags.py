@@ -192,8 +192,8 @@ def _define_output(values: flags.FlagValues) -> None:
         "save",
         "png",
         ["png", "npz", "csv", "none"],
-        "each sample as a PNG, all in one NPZ, vectors and their conditions in one CSV file, which train --data reads, "
-        "or only the figure",
+        "each sample as a PNG, all in one NPZ, vectors or rows of a table and their conditions in one CSV file, which "
+        "train --data reads, or only the figure",
         flag_values=values,
     )
     flags.DEFINE_bool(

@@ -17,7 +17,7 @@ from flowguide import sampling, storage
 from flowguide.cli.sample_command import SampleCommand
 from flowguide.cli.sample_table import save_table
 from flowguide.errors import UserError
-from flowguide.schema import prompts
+from flowguide.schema import Records, prompts
 
 
 class Drawn(NamedTuple):
@@ -99,7 +99,10 @@ def as_json(value: Any) -> str:
 
 
 def _save(command: SampleCommand, model: sampling.Model, drawn: Drawn) -> None:
-    """Saves every sample, as --save says; an NPZ or CSV also has what each was asked to be."""
+    """Saves every sample, as --save says; an NPZ or CSV also has what each was asked to be.
+
+    In an NPZ of rows of a table a class is its number in ``x``, and ``classes.<column>`` has the names.
+    """
     if command.save == "csv":
         conds = ["" if command.compose else cell["cond"] for cell in drawn.cells]
         save_table(command.out / "samples.csv", drawn.x, conds, model.info)
@@ -120,6 +123,10 @@ def _save(command: SampleCommand, model: sampling.Model, drawn: Drawn) -> None:
             c = prompts.condition(texts, model.info.fields)
             asked |= {f"value.{name}": a for name, a in c.value.items()}
             asked |= {f"present.{name}": a for name, a in c.present.items()}
+        if isinstance(model.info.examples, Records):
+            names, classes = model.info.examples.names, model.info.examples.classes
+            asked |= {"names": np.array(names)}
+            asked |= {f"classes.{name}": np.array(each) for name, each in zip(names, classes, strict=True) if each}
         with storage.writing(command.out / "samples.npz") as file:
             np.savez_compressed(file, **{"x": x, **asked})  # pyright: ignore[reportArgumentType]
 

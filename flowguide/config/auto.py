@@ -27,7 +27,7 @@ def config_for(info: DataInfo, size: int, *, timed: bool) -> Config:
       timed: whether a limit of minutes ends the run rather than a number of steps.
     """
     c = default()
-    vectors = len(info.shape) < 2 or max(info.shape[:-1]) < SMALLEST_SIDE
+    vectors = len(info.model_shape) < 2 or max(info.model_shape[:-1]) < SMALLEST_SIDE
     c.network = ConfigDict(_mlp(info, size) if vectors else _unet(info))
     every = 500 if vectors else 250
     c.batch_size = 256 if vectors else 64
@@ -56,12 +56,12 @@ def config_for(info: DataInfo, size: int, *, timed: bool) -> Config:
 def _mlp(info: DataInfo, size: int) -> dict[str, object]:
     # A wide network learns a small set by heart, and takes fewer steps a minute.
     width = 64 if size < 500 else 128 if size < 50_000 else 256
-    width = max(width, min(512, 2 * math.prod(info.shape)))
+    width = max(width, min(512, 2 * math.prod(info.model_shape)))
     return {"name": "mlp", "width": width, "depth": 4}
 
 
 def _unet(info: DataInfo) -> dict[str, object]:
-    sides, multipliers, attention = info.shape[:-1], [1], []
+    sides, multipliers, attention = info.model_shape[:-1], [1], []
     pixels = math.prod(sides)
     while len(multipliers) < 4 and all(side % 2 == 0 and side // 2 >= SMALLEST_SIDE for side in sides):
         sides = tuple(side // 2 for side in sides)

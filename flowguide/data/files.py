@@ -179,6 +179,8 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 def _npy(path: Path) -> dict[str, np.ndarray]:
     a = np.load(path, mmap_mode="r", allow_pickle=False)
+    if a.dtype.names:  # samples of a table with classes
+        return {name: as_column(name, a[name]) for name in a.dtype.names}
     if a.dtype.kind not in "biuf" or a.ndim == 0 or 0 in a.shape:
         raise DataError(f"got {path} of dtype {a.dtype} and shape {a.shape}, expected numbers (N, ...)")
     return {"x": a}

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from flowguide.data import pixels
 from flowguide.errors import DataError
-from flowguide.schema import Examples, Images, Vectors
+from flowguide.schema import Examples, Images, Records, Vectors
 
 
 class Reader(NamedTuple):
@@ -79,6 +79,7 @@ def _read_vectors(
 READERS: dict[str, Reader] = {
     Images.kind: Reader(_find_images, _read_images, still_encoded=True),
     Vectors.kind: Reader(_find_vectors, _read_vectors, still_encoded=False),
+    Records.kind: Reader(lambda *_: None, _read_vectors, still_encoded=False),  # only imported sets have them
 }
 
 

@@ -24,6 +24,7 @@ from flowguide.schema import (
     Images,
     Label,
     Labels,
+    Records,
     Series,
     Vector,
     Vectors,
@@ -32,7 +33,7 @@ from flowguide.schema import (
     vocabulary,
 )
 from flowguide.schema.fields.labels import SEPARATOR, names_in
-from flowguide.schema.standard import moments
+from flowguide.schema.standard import moments, moments_of_classes
 
 MOST_CLASSES = 1000  # more different texts than this are captions, more different numbers are numbers
 HELD_OUT, MOST_HELD_OUT = 0.1, 10_000  # share of the rows that is held out for validation, and the largest number
@@ -120,8 +121,9 @@ def describe_table(table: Table, example: Sequence[str] = (), fields: Sequence[s
 
     Args:
       table: the rows to train on.
-      example: the columns that are the examples: one of any shape, or several numbers. By default the one called
-        "image" or "x", else the only column of two axes or more, else all numbers that are no fields.
+      example: the columns that are the examples: one of any shape, or several of numbers, and of texts and booleans,
+        which are classes. By default the one called "image" or "x", else the only column of two axes or more, else all
+        numbers that are no fields.
       fields: the columns of the condition; None for all other columns that can be one, () for none.
 
     Raises:
@@ -132,6 +134,8 @@ def describe_table(table: Table, example: Sequence[str] = (), fields: Sequence[s
     chosen = tuple(example) or _likely_examples(table, fields)
     if unknown := [name for name in chosen if name not in table.columns]:
         raise DataError(_no_column(table, unknown[0]))
+    if double := [name for name in chosen if chosen.count(name) > 1]:
+        raise DataError(f"got {double[0]!r} twice as an example: name it once")
     if both := sorted(set(chosen) & set(fields or ())):
         raise DataError(f"got {both[0]!r} as an example and as a field: leave it out of one of them")
     others = [name for name in table.columns if name not in chosen] if fields is None else list(fields)
@@ -162,14 +166,16 @@ def open_table(
     """
     rows = _rows_of(table, split)
     fields = stored(info.fields)
-    chosen = tuple(example) or _likely_examples(table, tuple(fields))
+    chosen = info.examples.names if isinstance(info.examples, Records) else tuple(example)
+    chosen = chosen or _likely_examples(table, tuple(fields))
     if missing := [name for name in (*chosen, *fields) if name not in table.columns]:
         raise DataError(_no_column(table, missing[0]))
+    columns = _example_columns(table, chosen, info.examples)
     readers = {name: _reader(table, name, field) for name, field in fields.items()}
 
     def read(indices: np.ndarray) -> Batch:
         at = rows[indices]
-        x = stacked([table.columns[name][at] for name in chosen]).reshape(len(at), *info.shape)
+        x = stacked([column[at] for column in columns]).reshape(len(at), *info.shape)
         return Batch(x.astype(info.examples.dtype), {name: values(at) for name, values in readers.items()})
 
     return held(info, split, table.version, len(rows), read, memory_limit)
@@ -266,15 +272,7 @@ def _reader(table: Table, name: str, field: Field) -> Callable[[np.ndarray], np.
         return lambda rows: field.column(name, column[rows])
     a = column[np.arange(table.size)]
     if isinstance(field, Label):
-        distinct, inverse = np.unique(a, return_inverse=True)
-        index = {value: i for i, value in enumerate(field.values)}
-        codes = np.array([index.get(str(value), -1) for value in distinct.tolist()], np.int32)[inverse.reshape(-1)]
-        if (codes < 0).any():
-            row = int(np.argmax(codes < 0))
-            raise DataError(
-                f"got {name}={str(a[row])!r} in {table.place(row)}, which is not among the classes to train on, "
-                f"{listed(field.values)}{hint(str(a[row]), field.values)}: correct it, or drop the row"
-            )
+        codes = _codes(table, name, field.values)
         return lambda rows: codes[rows]
     _check_finite(table, name)
     try:
@@ -284,13 +282,51 @@ def _reader(table: Table, name: str, field: Field) -> Callable[[np.ndarray], np.
     return lambda rows: values[rows]
 
 
+def _codes(table: Table, name: str, classes: Sequence[str]) -> np.ndarray:
+    """Returns the index of the class in each row of a column, int32 ``(N,)``.
+
+    Raises:
+      DataError: if some row has another class: one of a test split, say.
+    """
+    a = table.columns[name][np.arange(table.size)]
+    distinct, inverse = np.unique(a, return_inverse=True)
+    index = {value: i for i, value in enumerate(classes)}
+    codes = np.array([index.get(str(value), -1) for value in distinct.tolist()], np.int32)[inverse.reshape(-1)]
+    if (codes < 0).any():
+        row = int(np.argmax(codes < 0))
+        raise DataError(
+            f"got {name}={str(a[row])!r} in {table.place(row)}, which is not among the classes to train on, "
+            f"{listed(classes)}{hint(str(a[row]), classes)}: correct it, or drop the row"
+        )
+    return codes
+
+
+def _example_columns(table: Table, chosen: Sequence[str], examples: Examples) -> list[Any]:
+    """Returns the columns of the examples as numbers, of classes as their codes.
+
+    Raises:
+      DataError: for a class that training does not have, and in a test split for what is no number.
+    """
+    classes = examples.classes if isinstance(examples, Records) else ((),) * len(chosen)
+    for name in [name for name, each in zip(chosen, classes, strict=True) if not each]:
+        if table.columns[name].dtype.kind == "U":
+            raise DataError(f"got texts in {name!r} of {table.name}, where training has numbers: correct them")
+        if table.split == "test":  # the others were checked when they were described
+            _check_finite(table, name)
+    return [
+        _codes(table, name, each) if each else table.columns[name] for name, each in zip(chosen, classes, strict=True)
+    ]
+
+
 def _examples(table: Table, chosen: Sequence[str]) -> Examples:
     columns = [table.columns[name] for name in chosen]
     for name, column in zip(chosen, columns, strict=True):
-        if column.dtype.kind == "U":
-            raise DataError(f"got texts in {name!r} as examples, expected numbers or images: make it a field")
         if len(columns) > 1 and len(column.shape) > 1:
             raise DataError(f"got {name!r} of shape {column.shape} among several columns: give it alone")
+        if column.dtype.kind == "U" and len(column.shape) > 1:
+            raise DataError(f"got texts in {name!r} of shape {column.shape} as examples, expected one each: (N,)")
+    if any(map(_has_classes, columns)):
+        return _records(table, chosen)
     first = columns[0]
     if len(columns) == 1 and first.dtype == np.uint8 and len(first.shape) in (3, 4):
         shape = tuple(first.shape[1:]) + ((1,) if len(first.shape) == 3 else ())
@@ -307,6 +343,35 @@ def _examples(table: Table, chosen: Sequence[str]) -> Examples:
     x = stacked([column[_sampled(table)] for column in columns])
     mean, scale = moments(x if x.ndim > 1 else x[:, None])
     return Vectors(tuple(x.shape[1:]) or (1,), mean, scale, tuple(chosen) if len(columns) > 1 else ())
+
+
+def _has_classes(column: Any) -> bool:
+    """Whether a column of the examples is one of classes. Whole numbers are numbers there, however few."""
+    return column.dtype.kind in "Ub" and len(column.shape) == 1
+
+
+def _records(table: Table, chosen: Sequence[str]) -> Records:
+    classes, means, scales = [], [], []
+    for name in chosen:
+        _check_finite(table, name)
+        column = table.columns[name][np.arange(table.size)]
+        distinct, counts = np.unique(column, return_counts=True)
+        _check_varies(table, name, len(distinct))
+        if _has_classes(column):
+            if len(distinct) > MOST_CLASSES:
+                raise DataError(
+                    f"got {len(distinct):,} different texts in {name!r} as a part of the examples, expected classes, "
+                    f"at most {MOST_CLASSES:,}: leave the column out, or make it a field"
+                )
+            if "" in distinct:
+                row = int(np.argmax(column == ""))
+                raise DataError(f"got no value of {name!r} in {table.place(row)}: fill it in, or drop the row")
+            mean, scale = moments_of_classes(counts)
+        else:
+            mean, scale = moments(column[_sampled(table)][:, None])
+        classes.append(tuple(map(str, distinct.tolist())) if _has_classes(column) else ())
+        means, scales = [*means, *mean], [*scales, *scale]
+    return Records(tuple(chosen), tuple(classes), tuple(means), tuple(scales))
 
 
 def _likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, ...]:

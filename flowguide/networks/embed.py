@@ -158,9 +158,9 @@ class BesideEmbedding(nnx.Module):
             return jax.nn.one_hot(value, len(self.field.values))
         if isinstance(self.field, Aligned):
             return self.field.array.to_model(value)
+        seen = self.field.array.to_model(value)
         known = ~jnp.isnan(value)
-        seen = jnp.where(known, self.field.array.to_model(value), 0.0)
-        return jnp.concatenate([seen, known.astype(jnp.float32)], axis=-1)
+        return jnp.concatenate([jnp.where(jnp.isnan(seen), 0.0, seen), known.astype(jnp.float32)], axis=-1)
 
 
 def _beside_shape(field: Aligned | ClassMap | Known) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ def _beside_shape(field: Aligned | ClassMap | Known) -> tuple[int, ...]:
     if isinstance(field, ClassMap):
         return (*field.shape, len(field.values))
     *sides, channels = field.shape
-    return (*sides, 2 * channels if isinstance(field, Known) else channels)
+    return (*sides, field.array.model_shape[-1] + channels if isinstance(field, Known) else channels)
 
 
 class Embedding(NamedTuple):

@@ -144,8 +144,8 @@ def check(model: Model, request: SampleRequest, config: SamplerConfig, weak: Mod
             raise UserError(f"guidance scales must be finite; got {what} {bad[0]}")
     check_together(config, len(request.negatives), len(request.composed), weak is not None)
     SAMPLERS[config.sampler].check_model(model, request, config)
-    if weak is not None and (weak.info.shape, weak.info.fields, weak.path) != (
-        model.info.shape,
+    if weak is not None and (weak.info.model_shape, weak.info.fields, weak.path) != (
+        model.info.model_shape,
         model.info.fields,
         model.path,
     ):

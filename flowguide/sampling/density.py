@@ -18,7 +18,7 @@ from flowguide.sampling.config import DEFAULT, SamplerConfig
 from flowguide.sampling.draw import Functions, functions_of
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity
 from flowguide.sampling.request import SampleRequest, request
-from flowguide.schema import Known, Vectors
+from flowguide.schema import Known, Records, Vectors
 from flowguide.schema.conditions import Cond
 from flowguide.times import grid
 from flowguide.typing import Array, Device, PRNGKey, PyTree
@@ -65,9 +65,16 @@ def log_prob(
       float32 ``(N,)``.
 
     Raises:
-      UserError: for a model of images, another shape, or more dimensions than can be exact without ``probes``.
+      UserError: for a model of images or classes, another shape, or more dimensions than can be exact without
+        ``probes``.
     """
     info = model.info
+    if isinstance(info.examples, Records):
+        discrete = ",".join(info.examples.discrete)
+        raise UserError(
+            f"log_prob is of arrays of floats, and {info.name} has classes in its examples, which have no density: "
+            f"train with --fields={discrete:.100} for the log-density of the numbers given them"
+        )
     if not isinstance(info.examples, Vectors):
         raise UserError(f"log_prob is of arrays of floats, and {info.name} has images, which are discrete")
     x = np.asarray(x, np.float32)

@@ -33,7 +33,8 @@ class Samples(NamedTuple):
     """What was drawn.
 
     Attributes:
-      x: as the kind of example is shown, uint8 images or float32 vectors, ``(num, *D)``.
+      x: as the kind of example is shown, uint8 images or float32 vectors, ``(num, *D)``. Rows of a table have a class
+        by its number; ``model.info.examples.named(x)`` gives its name.
       evaluations: int ``(num,)``, network evaluations that each sample cost.
     """
 
@@ -55,7 +56,7 @@ def functions_of(model: Model, weak: Model | None = None) -> Functions:
     """Returns the functions of a model, and of a weaker one."""
     conditioned = isinstance(model.guidance, GammaConditioned)
     return Functions(
-        model.network, None if weak is None else weak.network, model.path, conditioned, tuple(model.info.shape)
+        model.network, None if weak is None else weak.network, model.path, conditioned, tuple(model.info.model_shape)
     )
 
 

@@ -98,4 +98,4 @@ def _made_up(info: DataInfo) -> tuple[Array, Condition]:
     """16 examples of noise, with conditions in which every field is present."""
     keys = jax.random.split(jax.random.key(0), 1 + len(info.fields))
     value = {name: field.random(key, 16) for key, (name, field) in zip(keys[1:], info.fields.items(), strict=True)}
-    return jax.random.normal(keys[0], (16, *info.shape)), given(value)
+    return jax.random.normal(keys[0], (16, *info.model_shape)), given(value)

@@ -111,7 +111,7 @@ def _defaults(config: SamplerConfig, model: Model | None) -> Mapping[str, Any]:
     # A proposal of its own is weighed by its memoryless noise.
     found: dict[str, Any] = {"solver": "renoise_2m", "eta": 2.0 if config.proposal is None else 1.0}
     if model is not None:
-        found["until"] = UNTIL_LARGE if math.prod(model.info.shape) >= LARGE else 1.0
+        found["until"] = UNTIL_LARGE if math.prod(model.info.model_shape) >= LARGE else 1.0
     return found
 
 

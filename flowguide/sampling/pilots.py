@@ -56,7 +56,7 @@ def fit_grid(
     check(model, asked, config)
     velocity = _guided(model, model.params, config, asked)
     key = jax.random.fold_in(jax.random.key(seed), 2**31)  # no sample has this number
-    noise = jax.random.normal(key, (num, *model.info.shape))
+    noise = jax.random.normal(key, (num, *model.info.model_shape))
     solver = solvers.SOLVERS[str(config.solver)](model.path)
     try:
         ts = solvers.fit_grid(solver, velocity, noise, config.steps, iterations=iterations, progress=progress)
@@ -106,7 +106,7 @@ def gap(
         velocity = _guided(model, params, config, asked)
         return guidance.gap(partial(model.network.velocity, params), asked.c, solver, velocity, x0, nodes(config))
 
-    return measured(model.params, jax.random.normal(jax.random.key(seed), (num, *model.info.shape)))
+    return measured(model.params, jax.random.normal(jax.random.key(seed), (num, *model.info.model_shape)))
 
 
 def _guided(

@@ -31,8 +31,13 @@ class DataInfo(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
+        """Shape of one example, as stored and as a user gets it."""
         return self.examples.shape
+
+    @property
+    def model_shape(self) -> tuple[int, ...]:
+        """Shape of one example, as the network sees it."""
+        return self.examples.model_shape
 
 
 def with_known(info: DataInfo) -> DataInfo:

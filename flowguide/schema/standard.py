@@ -36,6 +36,17 @@ def moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.astype(np.float32).tolist()), tuple(scale.astype(np.float32).tolist())
 
 
+def moments_of_classes(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and the scale of the indicators of classes, of which there are so many each ``(K,)``.
+
+    The scale is the same for all. It is the root of the sum of their variances, so that standardised variances add up
+    to 1, but at most √½, so that no two classes are nearer than 2, the distance of two that are equally frequent.
+    """
+    share = counts / counts.sum()
+    scale = np.full(len(counts), np.sqrt(min(0.5, np.sum(share * (1 - share)))))
+    return tuple(share.astype(np.float32).tolist()), tuple(scale.astype(np.float32).tolist())
+
+
 def check_standard(size: int, mean: Any, scale: Any) -> None:
     """Raises ValueError unless both are empty or ``size`` finite numbers, and those of ``scale`` are above 0."""
     for name, numbers in (("mean", mean), ("scale", scale)):

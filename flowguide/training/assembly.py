@@ -106,6 +106,6 @@ def assemble(
 
 def _check_mirror(info: DataInfo) -> None:
     try:
-        jax.eval_shape(info.examples.mirrored, jax.ShapeDtypeStruct((1, *info.shape), "float32"))
+        jax.eval_shape(info.examples.mirrored, jax.ShapeDtypeStruct((1, *info.model_shape), "float32"))
     except ValueError as error:
         raise UserError(str(error)) from error

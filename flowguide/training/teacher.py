@@ -27,7 +27,7 @@ def load_teacher(config: Config, info: DataInfo) -> Model | None:
     if isinstance(teacher.guidance, NoNull | GammaConditioned):
         raise UserError(f"the teacher in {workdir} knows no ∅ (drop_rate = 0): name a run with drop_rate > 0")
     for name, got, expected in (
-        ("shape", teacher.info.shape, info.shape),
+        ("shape", teacher.info.model_shape, info.model_shape),
         ("fields", teacher.info.fields, info.fields),
         ("path", theirs.path.to_dict(), config.path.to_dict()),
     ):

@@ -8,7 +8,7 @@ import pytest
 from flowguide.cli.sample_table import check_table, save_table
 from flowguide.data import open_path
 from flowguide.errors import UserError
-from flowguide.schema import DataInfo, Images, Label, Tokens, Vector, Vectors
+from flowguide.schema import DataInfo, Images, Label, Records, Tokens, Vector, Vectors
 
 FIELDS = {
     "kind": Label(("3", "a, b", 'say "x"')),
@@ -56,6 +56,25 @@ def test_a_table_is_data_to_train_on(tmp_path):
     train, test = open_path(tmp_path / "t.csv")
     assert isinstance(train.info.examples, Vectors)
     assert (train.info.examples.names, train.info.fields) == (("weight", "height"), info.fields)
+    found = np.concatenate([data.read(np.arange(data.size)).x for data in (train, test)])
+    assert {row.tobytes() for row in found} == {row.tobytes() for row in x}
+
+
+def test_classes_are_written_by_name_and_read_back_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = ("a, b", "cat; x:y", 'say "x"')
+    examples = Records(("kind", "weight", "old"), (kinds, (), ("False", "True")))
+    x = np.stack([np.arange(60) % 3, rng.normal(size=60), np.arange(60) % 2], axis=1).astype(np.float32)
+    info = DataInfo("made_up", examples, {"angle": Vector(1)})
+    check_table(["angle=1", "angle=2"], info)
+    save_table(tmp_path / "t.csv", [x[:30], x[30:]], ["angle=1", "angle=2"], info)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["kind", "weight", "old", "angle"]
+    assert [row[0] for row in rows] == [kinds[i % 3] for i in range(60)]
+    train, test = open_path(tmp_path / "t.csv", examples.names)
+    assert isinstance(train.info.examples, Records)
+    assert train.info.examples[:2] == examples[:2]
     found = np.concatenate([data.read(np.arange(data.size)).x for data in (train, test)])
     assert {row.tobytes() for row in found} == {row.tobytes() for row in x}
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from flowguide.data import is_path, open_path, tables_of
 from flowguide.errors import DataError
-from flowguide.schema import Aligned, Images, Label, Vector, Vectors
+from flowguide.schema import Aligned, Images, Label, Records, Vector, Vectors
 
 N = 20
 RNG = np.random.default_rng(0)
@@ -60,6 +60,21 @@ def test_a_table_is_read_back(name, tmp_path):
     assert train.info.fields == {"kind": Label(("ape", "bee"))}
     assert isinstance(train.info.examples, Vectors)
     assert train.info.examples.names == ("a", "b")
+
+
+def test_classes_are_a_part_of_the_examples_in_every_format(tmp_path):
+    structured = np.empty(N, [("a", "f8"), ("b", "f8"), ("kind", "U3")])
+    structured["a"], structured["b"], structured["kind"] = NUMBERS[:, 0], NUMBERS[:, 1], KINDS
+    rows = []
+    for name, write in {**TABLES, "t.npy": lambda path: np.save(path, structured)}.items():
+        write(tmp_path / name)
+        train, test = open_path(tmp_path / name, ("kind", "b"), ("a",))
+        assert isinstance(train.info.examples, Records)
+        assert (train.info.examples.names, train.info.examples.classes) == (("kind", "b"), (("ape", "bee"), ()))
+        rows.append(np.concatenate([data.read(np.arange(data.size)).x for data in (train, test)]))
+        np.testing.assert_array_equal(rows[-1], rows[0])
+    expected = np.stack([np.arange(N) % 2, NUMBERS[:, 1]], axis=1).astype(np.float32)
+    np.testing.assert_array_equal(rows[0][rows[0][:, 1].argsort()], expected[expected[:, 1].argsort()])
 
 
 def test_an_array_is_mapped_from_disk(tmp_path):

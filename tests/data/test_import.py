@@ -62,6 +62,7 @@ def arrays(folder):
 
 SOURCES = {
     "vectors": vectors,
+    "classes": lambda folder: (table(folder / "mine.csv"), {"example": ("kind", "b"), "fields": ("angle",)}),
     "images": images,
     "grey": lambda folder: images(folder, 1),
     "rgba": lambda folder: images(folder, 4),
@@ -260,6 +261,12 @@ def test_the_command_line_imports_and_trains(tmp_path, capsys):
     assert f"flowguide train --data=mine --config.data.data_dir={tmp_path / 'data'} --workdir=runs/mine" in out
     assert main(["data", "describe", "mine", place]) in (0, None)
     assert "angle: vector, takes 1 finite numbers" in capsys.readouterr().out
+    main(["data", "import", str(path), "rows", "--example=a,kind", "--fields=none", place])
+    told = []
+    for described in (["rows", place], [str(path), "--example=a,kind", "--fields=none"]):
+        assert main(["data", "describe", *described]) in (0, None)
+        told.append(" ".join(capsys.readouterr().out.split()))
+        assert "of numbers, whole ones too: a; classes: kind (2: bee, big ape)" in told[-1]
     small = ["--config.steps=4", "--config.batch_size=16", "--config.network.width=8", f"--workdir={tmp_path / 'run'}"]
     assert main(["train", "--data=mine", f"--config.data.data_dir={tmp_path / 'data'}", *small]) in (0, None)
     assert "conditioned on kind: label" in capsys.readouterr().out

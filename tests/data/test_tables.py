@@ -13,6 +13,7 @@ from flowguide.schema import (
     Images,
     Label,
     Labels,
+    Records,
     Series,
     Tokens,
     Vector,
@@ -172,6 +173,49 @@ def test_several_columns_are_one_example_with_their_names():
     }
 
 
+def test_texts_and_booleans_among_the_examples_are_classes_and_whole_numbers_are_numbers():
+    columns = {"age": X[:, 0], "kids": np.arange(N) % 3, "city": ["b", "a", "c", "b"] * (N // 4), "old": X[:, 1] > 0}
+    table = of_arrays("data", columns)
+    info = describe_table(table, ("city", "age", "kids", "old"), ())
+    examples = info.examples
+    assert isinstance(examples, Records)
+    assert examples.names == ("city", "age", "kids", "old")
+    assert examples.classes == (("a", "b", "c"), (), (), ("False", "True"))
+    assert examples.discrete == ("city", "old")
+    assert "numbers, whole ones too: age, kids; classes: city (3: a, b, c), old (2: False, True)" in examples.about
+    assert info_from_json(info_to_json(info)) == info
+    found = []
+    for split in ("train", "test"):
+        held, streamed = (open_table(table, split, info, memory_limit=limit) for limit in (2**20, 0))
+        rows = np.arange(held.size)
+        np.testing.assert_array_equal(held.read(rows).x, streamed.read(rows).x, strict=True)
+        assert held.read(rows).x.dtype == np.float32
+        found += examples.named(held.read(rows).x).tolist()
+    assert sorted(found) == sorted(zip(*(np.asarray(columns[name]).tolist() for name in examples.names), strict=True))
+    seen = np.asarray(examples.to_model(open_table(table, "train", info).read(np.arange(36)).x))
+    assert seen.shape == (36, *info.model_shape) == (36, 3 + 1 + 1 + 2)
+    np.testing.assert_allclose(examples.mean[3], X[:, 0].mean(), rtol=1e-6)
+    np.testing.assert_allclose(examples.scale[3], X[:, 0].std(), rtol=1e-6)
+
+
+def test_what_a_test_split_may_not_have_among_the_examples_is_named_with_its_row():
+    columns = {"age": X[:, 0], "kind": KINDS}
+    info = describe_table(of_arrays("data", columns)._replace(split="train"), ("age", "kind"))
+    for changed, message in (
+        ({"kind": [*KINDS[:-1], "cats"]}, "kind='cats' in row 39 of data, .* did you mean 'cat'"),
+        ({"age": with_one(np.nan)[:, 1]}, "got nan in 'age', row 3 of data"),
+        ({"age": KINDS}, "texts in 'age' of data, where training has numbers"),
+    ):
+        test = of_arrays("data", {**columns, **changed})._replace(split="test")
+        with pytest.raises(DataError, match=message):
+            open_table(test, "test", info, ("age", "kind"))
+    with pytest.raises(DataError, match="got column 'kind'"):
+        open_table(of_arrays("data", {"age": X[:, 0]}), "test", info)
+    numbers = describe_table(of_arrays("data", {"x": X})._replace(split="train"))
+    with pytest.raises(DataError, match="got nan in 'x', row 3"):
+        open_table(of_arrays("data", {"x": with_one(np.nan)})._replace(split="test"), "test", numbers)
+
+
 def test_a_tenth_is_held_out_and_the_same_rows_every_time():
     table = of_arrays("data", {"x": np.arange(1000.0)})
     info = describe_table(table)
@@ -224,8 +268,16 @@ BROKEN = {
     "one class": ({"x": X, "c": ["cat"] * N}, {}, "'c' with the same value in all rows"),
     "one number": ({"x": X, "c": np.ones(N)}, {}, "'c' with the same value in all rows"),
     "one number among examples": ({"a": X[:, 0], "b": np.ones(N)}, {}, "'b' with the same value"),
-    "texts as examples": ({"x": KINDS}, {}, "got texts in 'x' as examples"),
-    "texts among examples": ({"a": X[:, 0], "b": KINDS}, {"example": ("a", "b")}, "got texts in 'b'"),
+    "texts of two axes": ({"x": np.array([KINDS, KINDS]).T}, {}, "texts in 'x' of shape (40, 2)"),
+    "one class among examples": ({"a": X[:, 0], "b": ["cat"] * N}, {"example": ("a", "b")}, "'b' with the same value"),
+    "nan beside classes": ({"a": with_one(np.nan)[:, 1], "b": KINDS}, {"example": ("a", "b")}, "nan in 'a', row 3"),
+    "no class": ({"a": X[:, 0], "b": ["", *KINDS[1:]]}, {"example": ("a", "b")}, "no value of 'b' in row 0"),
+    "an example twice": ({"a": X[:, 0], "b": KINDS}, {"example": ("a", "b", "a")}, "'a' twice"),
+    "too many classes": (
+        {"a": np.arange(1001.0), "b": [f"word {i}" for i in range(1001)]},
+        {"example": ("a", "b")},
+        "1,001 different texts in 'b'",
+    ),
     "wide among examples": ({"a": X[:, 0], "b": X}, {"example": ("a", "b")}, "give it alone"),
     "two that may be": ({"a": X, "b": X}, {}, "name the examples"),
     "none that may be": ({"a": KINDS, "b": KINDS}, {}, "no column of numbers or images"),

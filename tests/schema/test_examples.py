@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowguide.schema.examples import EXAMPLES, Images, Vectors, example_spec, examples_from_json, examples_to_json
+from flowguide.schema.examples import (
+    EXAMPLES,
+    Images,
+    Records,
+    Vectors,
+    example_spec,
+    examples_from_json,
+    examples_to_json,
+)
 
 RNG = np.random.default_rng(0)
 # Kinds of example, each with stored examples of it.
@@ -17,6 +25,10 @@ TABLE = [
     (Vectors((2,)), RNG.normal(size=(5, 2)).astype(np.float32)),
     (Vectors((3, 4)), 1e6 * RNG.normal(size=(5, 3, 4)).astype(np.float32)),
     (Vectors(()), RNG.normal(size=5).astype(np.float32)),
+    (
+        Records(("age", "city", "smoker"), ((), ("Oslo", "Paris", "Rome"), ("False", "True"))),
+        np.array([[0.5, 2, 1], [-3, 0, 0], [1e6, 1, 1]], np.float32),
+    ),
 ]
 KINDS = pytest.mark.parametrize(("examples", "stored"), TABLE, ids=[str(examples) for examples, _ in TABLE])
 
@@ -38,7 +50,7 @@ def test_what_is_stored_comes_back(examples, stored):
     spec = example_spec(examples, len(stored))
     assert (stored.shape, stored.dtype) == (spec.shape, spec.dtype)
     seen = examples.to_model(stored)
-    assert (seen.shape, seen.dtype) == (stored.shape, jnp.float32)
+    assert (seen.shape, seen.dtype) == ((len(stored), *examples.model_shape), jnp.float32)
     np.testing.assert_array_equal(examples.to_output(np.asarray(seen)), stored, strict=True)
     np.testing.assert_array_equal(examples.to_output(seen), stored, strict=True)
     compiled = jax.jit(lambda x: (examples.to_model(x), examples.to_output(examples.to_model(x))))(stored)
@@ -65,9 +77,16 @@ def test_pictures_can_be_mirrored(examples, stored):
         {"kind": "points", "shape": [2.0]},
         {"kind": "points", "shape": [True]},
         {"kind": "points", "shape": [2**16, 2**16]},
+        {"kind": "records", "names": ["a", "a"], "classes": [[], ["x", "y"]]},
+        {"kind": "records", "names": ["a"], "classes": [[], []]},
+        {"kind": "records", "names": ["a"], "classes": [["x"]]},
+        {"kind": "records", "names": ["a"], "classes": [["x", "x"]]},
+        {"kind": "records", "names": ["a"], "classes": ["xy"]},
+        {"kind": "records", "names": ["a"], "classes": [["x", "y"]], "scale": [1.0]},
+        {"kind": "records", "names": [], "classes": []},
     ],
     ids=str,
 )
 def test_what_is_no_kind_is_refused(content):
-    with pytest.raises(ValueError, match=r"(kind|shape) is .*, not "):
+    with pytest.raises(ValueError, match=r"(kind|shape|names|classes|scale) (is|are) .*, not "):
         examples_from_json(content)

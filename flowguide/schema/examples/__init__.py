@@ -10,9 +10,10 @@ from typing import Any
 from flowguide.kinds import tuples
 from flowguide.schema.examples.example import Examples, example_spec
 from flowguide.schema.examples.images import Images, to_floats, to_pixels
+from flowguide.schema.examples.records import Records
 from flowguide.schema.examples.vectors import Vectors
 
-EXAMPLES: dict[str, type[Examples]] = {examples.kind: examples for examples in (Images, Vectors)}
+EXAMPLES: dict[str, type[Examples]] = {examples.kind: examples for examples in (Images, Vectors, Records)}
 
 
 def examples_to_json(examples: Examples) -> dict[str, Any]:
@@ -36,6 +37,7 @@ __all__ = [
     "EXAMPLES",
     "Examples",
     "Images",
+    "Records",
     "Vectors",
     "example_spec",
     "examples_from_json",

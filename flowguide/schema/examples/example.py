@@ -15,7 +15,8 @@ class Examples(Protocol):
 
     Attributes:
       kind: the word for this kind in ``info.json``.
-      shape: of one example, as stored and as the network sees it.
+      shape: of one example, as stored and as a user gets it.
+      model_shape: of one example, as the network sees it.
       dtype: of a stored example.
       as_pictures: whether outputs are pictures, uint8 ``(H, W, C)``, that can be saved as PNG files.
     """
@@ -26,6 +27,9 @@ class Examples(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def model_shape(self) -> tuple[int, ...]: ...
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Examples:
@@ -41,7 +45,11 @@ class Examples(Protocol):
         ...
 
     def to_output(self, x: Any) -> Any:
-        """Converts what the network draws to what a user gets; NumPy or JAX arrays."""
+        """Converts what the network draws to what ``sampling`` returns; NumPy or JAX arrays."""
+        ...
+
+    def named(self, x: Any) -> Any:
+        """Converts outputs to what ``Model.sample`` returns: the same, or an array with the names of classes."""
         ...
 
     def mirrored(self, x: Array) -> Array:

@@ -20,6 +20,10 @@ class Images(NamedTuple):
     dtype = np.uint8
     as_pictures = True
 
+    @property
+    def model_shape(self) -> tuple[int, ...]:
+        return self.shape
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Images:
         examples = cls(**content)
@@ -36,6 +40,9 @@ class Images(NamedTuple):
 
     def to_output(self, x: Any) -> Any:
         return to_pixels(x)
+
+    def named(self, x: Any) -> Any:
+        return x
 
     def mirrored(self, x: Array) -> Array:
         return x[:, :, ::-1]

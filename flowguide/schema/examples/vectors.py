@@ -34,6 +34,10 @@ class Vectors(NamedTuple):
     dtype = np.float32
     as_pictures = False
 
+    @property
+    def model_shape(self) -> tuple[int, ...]:
+        return self.shape
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Vectors:
         examples = cls(**content)
@@ -58,6 +62,9 @@ class Vectors(NamedTuple):
         """log |det| of ``to_output``: a log-density of what the network sees is that of what is stored, plus this."""
         each = float(np.sum(np.log(self.scale))) if self.scale else 0.0
         return each * math.prod(self.shape[:-1])
+
+    def named(self, x: Any) -> Any:
+        return x
 
     def mirrored(self, x: Array) -> Array:
         raise ValueError("flip mirrors images, and these examples are arrays of floats: set flip to False")

@@ -89,5 +89,5 @@ def check_array(name: str, values: np.ndarray, array: Examples, takes: str) -> N
 
 def random_array(key: PRNGKey, num: int, array: Examples) -> Array:
     """Returns made-up arrays ``(num, *shape)`` in the dtype in which they are stored."""
-    noise = jax.random.normal(key, (num, *array.shape))
+    noise = jax.random.normal(key, (num, *array.model_shape))
     return array.to_output(noise).astype(array.dtype)

@@ -108,7 +108,7 @@ def value(name: str, given: Any, field: Field) -> np.ndarray:
       UserError: for an unknown value, a wrong shape, or numbers that are out of range or not finite.
     """
     if isinstance(given, Mapping):  # columns by name
-        given = "; ".join(f"{key}:{number!r}" for key, number in given.items())
+        given = "; ".join(f"{key}:{each}" for key, each in given.items())
     if isinstance(given, str | np.str_):
         return field.parse(name, str(given))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from flowguide.errors import UserError, hint, listed
 from flowguide.schema import files
-from flowguide.schema.examples import Examples, Vectors, examples_from_json, examples_to_json
+from flowguide.schema.examples import Examples, Records, Vectors, examples_from_json, examples_to_json
 from flowguide.schema.fields.aligned import check_array, random_array
 from flowguide.schema.fields.field import Column, Field
 from flowguide.typing import Array, PRNGKey
@@ -40,10 +41,12 @@ class Known(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the columns of a table, if the examples have them."""
-        return self.array.names if isinstance(self.array, Vectors) and len(self.shape) == 1 else ()
+        return self.array.names if isinstance(self.array, Vectors | Records) and len(self.shape) == 1 else ()
 
     @property
     def takes(self) -> str:
+        if isinstance(self.array, Records):
+            return f"name:value; name:value of {listed(self.names, 5)}, or an array with NaN where unknown"
         if len(self.shape) == 1:
             by_name = f" or name:number; name:number of {listed(self.names, 5)}," if self.names else ""
             return f"{self.shape[0]} numbers, ? for those unknown,{by_name} or an array with NaN where unknown"
@@ -69,34 +72,48 @@ class Known(NamedTuple):
             hidden = np.zeros(values.shape, bool) if alpha is None else np.broadcast_to(alpha == 0, values.shape)
             return np.where(hidden, np.nan, values.astype(np.float32))
         words = self._by_column(name, text) if ":" in text else dict(enumerate(text.split()))
-        if ":" not in text and len(words) != math.prod(self.shape):
+        if ":" not in text and (len(words) != math.prod(self.shape) or isinstance(self.array, Records)):
             raise UserError(f"field {name!r} takes {self.takes}; got {text!r:.100}")
         found: Any = np.full(self.shape, np.nan, np.float32)
-        try:
-            for place, word in words.items():
-                found[place] = np.nan if word == "?" else float(word)
-        except ValueError:
-            raise UserError(f"field {name!r} takes {self.takes}; got {text!r:.100}") from None
+        for place, word in words.items():
+            found[place] = self._entry(name, place, word)
         self.check(name, found)
         return found
 
+    def _entry(self, name: str, place: int, word: str) -> float:
+        if isinstance(self.array, Records):
+            return self.array.parse(self.names[place], word)
+        try:
+            return np.nan if word == "?" else float(word)
+        except ValueError:
+            raise UserError(f"field {name!r} takes {self.takes}; got {word!r:.100}") from None
+
     def _by_column(self, name: str, text: str) -> dict[int, str]:
-        pairs = [pair.rpartition(":") for pair in text.split(";")]
-        words = {key.strip(): number.strip() for key, _, number in pairs}
+        # A semicolon starts a new column only if a colon follows, so that names of classes may have semicolons.
+        words = dict(map(self._split, re.split(r";(?=[^;:]*:)", text)))
         if unknown := [key for key in words if key not in self.names]:
             near, known = hint(unknown[0], self.names), listed(self.names) or "none"
             raise UserError(f"field {name!r} has no column {unknown[0]!r:.100}{near}: there are {known}")
-        return {self.names.index(key): number for key, number in words.items()}
+        return {self.names.index(key): word for key, word in words.items()}
+
+    def _split(self, pair: str) -> tuple[str, str]:
+        """Returns the column and the value of "column:value", of which each may have colons of its own."""
+        ends = [i for i, letter in enumerate(pair) if letter == ":"]
+        end = next((i for i in reversed(ends) if pair[:i].strip() in self.names), pair.rfind(":"))
+        return pair[: max(end, 0)].strip(), pair[end + 1 :].strip()
 
     def check(self, name: str, values: np.ndarray) -> None:
+        if isinstance(self.array, Records):
+            self.array.check(values)
         check_array(name, np.where(np.isnan(values), 0.0, values), self.array, self.takes)
 
     def text(self, value: np.ndarray) -> str | None:
         if len(self.shape) > 1:
             return None
         if self.names:
+            shown = self.array.text if isinstance(self.array, Records) else lambda _, number: f"{number:g}"
             pairs = zip(self.names, value.tolist(), strict=True)
-            return "; ".join(f"{name}:{number:g}" for name, number in pairs if number == number)
+            return "; ".join(f"{name}:{shown(name, number)}" for name, number in pairs if number == number)
         return " ".join("?" if number != number else f"{number:g}" for number in value.tolist())
 
     def mirrored(self, values: Any) -> Any:
