@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from flowguide import guidance, processes, sampling, storage
+from flowguide import guidance, paths, processes, sampling, solvers, storage
 from flowguide.cli import sample_command, sample_flags
 from flowguide.cli.command import Command
 from flowguide.cli.common import join_processes, keep_compiled
@@ -31,6 +31,9 @@ Draws samples from a training run, guided towards a condition and away from othe
 The guided velocity is u_∅ + γ(u_c − u_∅) − γ_n·Σ(u_d − u_∅), for the condition c and the negative conditions d; other
 methods by --guidance. A field that --cond leaves out is ∅. Several --cond or several values of --gamma draw a figure
 with γ down the rows and conditions across. γ is what Diffusers calls guidance_scale; several papers use w = γ − 1.
+
+A model also completes, enlarges and sharpens what you measured, without training for it: --inpaint=photo.png,
+--upsample=small.png, or --deblur=blurred.png --blur_sigma=1.5.
 
 Sample i depends only on --seed and i, up to rounding: another --batch_size or number of devices adds in another order,
 and about one value of an image in 10,000 differs by 1 of 255.
@@ -52,6 +55,9 @@ def main(values: flags.FlagValues) -> None:
     weak = None
     if command.weak is not None:
         weak = sampling.load(*command.weak, trust_code=command.trust_code)
+    if command.measured is not None:  # a file is read once
+        y = sampling.read_measured(command.measured, model.info).y
+        command = command._replace(measured=command.measured._replace(y=y))
     config = sampling.resolve_defaults(command.config, model)
     gammas = [sampling.default_gamma(model)] if command.gammas is None else command.gammas
     _check_with_model(command, model, config, gammas)
@@ -83,6 +89,15 @@ def _check_with_model(
         sampling.check_gap(config, model)
     for prompt in (*command.conds, *command.negatives, *(prompt for prompt, _ in command.composed)):
         prompts.parse(prompt, model.info.fields)
+    if command.measured is not None:
+        measured = sampling.read_measured(command.measured, model.info)
+        sampling.request(model, "", command.num, measured=measured)
+        if _ends_at_data(config) and (measured.noise == 0).any():
+            print(
+                f"warning: {config.solver} evaluates the velocity at t = 1, where it does not know what was measured "
+                "without noise: ab2 fits it better",
+                file=sys.stderr,
+            )
     if command.save == "csv":
         check_table([""] if command.compose else command.conds, model.info)
     negative_powers = min(gammas) < 0 or command.negatives or any(w < 0 for _, w in command.composed)
@@ -92,6 +107,12 @@ def _check_with_model(
             "Gaussian mixtures); particles that drift off are reported",
             file=sys.stderr,
         )
+
+
+def _ends_at_data(config: sampling.SamplerConfig) -> bool:
+    """Returns whether a solver of fixed steps evaluates the velocity at the end of the last one."""
+    solver = solvers.SOLVERS.get(str(config.solver))
+    return solver is not None and 1.0 in solver(paths.linear()).nodes
 
 
 def _draw(
@@ -124,7 +145,7 @@ def _draw(
             ess[title] = laws.ess
             cell |= _about_particles(laws, title)
         else:
-            s = sampling.sample(model, cond, num=command.num, weak=weak, **asked)
+            s = sampling.sample(model, cond, num=command.num, weak=weak, measured=command.measured, **asked)
             drawn.append(s.x)
             cell["network_evaluations"] = int(s.evaluations.max())
         cells.append(cell)

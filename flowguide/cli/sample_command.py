@@ -14,6 +14,7 @@ from flowguide.errors import UserError
 from flowguide.networks.perturbation import Perturbation
 
 _DEFAULT = sampling.SamplerConfig()
+MEASURED = {"inpaint": sampling.Inpaint, "upsample": sampling.Upsample, "deblur": sampling.Deblur}
 
 
 class SampleCommand(NamedTuple):
@@ -31,6 +32,8 @@ class SampleCommand(NamedTuple):
       gammas: guidance scales, one for each row.
       gamma_negative: weight of the negative conditions.
       weak: folder and step of the weaker model.
+      measured: what the samples are to fit.
+      measured_from: the text of its flag, which names a file or has the numbers.
       config: how to guide and integrate, checked; a grid that is to be fitted is uniform first.
       fit: whether to fit the grid.
       num: samples for each condition and γ.
@@ -53,6 +56,8 @@ class SampleCommand(NamedTuple):
     gammas: list[float] | None
     gamma_negative: float | None
     weak: tuple[Path, int | None] | None
+    measured: sampling.Measured | None
+    measured_from: str | None
     config: sampling.SamplerConfig
     fit: bool
     num: int
@@ -82,6 +87,7 @@ def parse(values: flags.FlagValues) -> SampleCommand:
     weak = None
     if values.weak is not None or values.weak_step is not None:
         weak = (storage.path(values.weak or values.workdir), values.weak_step)
+    measured = _measured(values)
     command = SampleCommand(
         workdir=workdir,
         step=values.step,
@@ -94,6 +100,8 @@ def parse(values: flags.FlagValues) -> SampleCommand:
         gammas=None if values.gamma is None else numbers("gamma", values.gamma),
         gamma_negative=values.gamma_negative,
         weak=weak,
+        measured=measured,
+        measured_from=None if measured is None else measured.y,
         config=_config(values),
         fit=values.grid == FITTED,
         num=values.num,
@@ -108,6 +116,25 @@ def parse(values: flags.FlagValues) -> SampleCommand:
     return command
 
 
+def _measured(values: flags.FlagValues) -> sampling.Measured | None:
+    given = [name for name in MEASURED if values[name].value is not None]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other: leave one out")
+    if not given:
+        return None
+    said: dict[str, Any] = {}
+    if values.measurement_noise is not None:
+        noise = numbers("measurement_noise", values.measurement_noise)
+        said["noise"] = noise[0] if len(noise) == 1 else noise
+    if values.data_variance is not None:
+        said["variance"] = values.data_variance
+    if given == ["deblur"]:
+        if values.blur_sigma is None:
+            raise UserError("--deblur needs to know the blur: give --blur_sigma=1.5, in pixels")
+        said["sigma"] = values.blur_sigma
+    return MEASURED[given[0]](values[given[0]].value, **said)
+
+
 def _config(values: flags.FlagValues) -> sampling.SamplerConfig:
     interval = None
     if values.interval is not None:
@@ -116,7 +143,7 @@ def _config(values: flags.FlagValues) -> sampling.SamplerConfig:
     name, settings = _settings(values.guidance)
     grid = str(_DEFAULT.grid if values.grid == FITTED else values.grid)
     same = ("sampler", "particles", "corrections", "proposal", "clip", "until", "schedule", "reuse", "solver", "steps")
-    same += ("replace_null", "rescale", "tolerance", "eta", "passes")
+    same += ("replace_null", "rescale", "tolerance", "eta", "passes", "jacobian_from")
     said: dict[str, Any] = {flag: values[flag].value for flag in same}
     config = sampling.SamplerConfig(
         guidance=name,
@@ -126,7 +153,7 @@ def _config(values: flags.FlagValues) -> sampling.SamplerConfig:
         interval=interval,
         **said,
     )
-    return sampling.resolve_defaults(config)
+    return sampling.resolve_defaults(config, measured=any(values[name].value is not None for name in MEASURED))
 
 
 def _check(command: SampleCommand, values: flags.FlagValues) -> None:
@@ -135,6 +162,7 @@ def _check(command: SampleCommand, values: flags.FlagValues) -> None:
     adaptive, noisy = config.solver in sampling.ADAPTIVE, config.solver in sampling.STOCHASTIC
     fkc = ("--sampler=fkc", config.sampler == "fkc")
     autoguidance = ("--guidance=autoguidance", config.guidance == "autoguidance")
+    measured = (f"one of {', '.join(f'--{name}' for name in MEASURED)}", command.measured is not None)
     acts_with = {
         "perturb": ("--guidance=perturbed", config.guidance == "perturbed"),
         "weak": autoguidance,
@@ -149,6 +177,10 @@ def _check(command: SampleCommand, values: flags.FlagValues) -> None:
         "grid": ("a --solver of fixed steps", not adaptive),
         "steps": ("a --solver of fixed steps, on a --grid by name", not adaptive and isinstance(config.grid, str)),
         "replace_null": ("--negative", away),
+        "blur_sigma": ("--deblur", isinstance(command.measured, sampling.Deblur)),
+        "measurement_noise": measured,
+        "data_variance": measured,
+        "jacobian_from": measured,
         "gamma_negative": ("a --negative that does not replace ∅", away and not config.replace_null),
     }
     given = [name for name in values if values[name].present and values[name].value is not False]
@@ -158,11 +190,14 @@ def _check(command: SampleCommand, values: flags.FlagValues) -> None:
             raise UserError(f"--{name} does nothing without {need}: add that, or leave --{name} out")
     if command.compose and "cond" in given:
         raise UserError("--compose says all conditions itself: leave out --cond, or --compose")
-    sampling.check_together(config, len(command.negatives), len(command.composed), command.weak is not None)
+    counts = len(command.negatives), len(command.composed)
+    sampling.check_together(config, *counts, command.weak is not None, command.measured is not None)
     exporting = command.export is not None
     one_network = {"grid=fitted": command.fit, "diagnose": command.diagnose, "export": exporting}
     for name in (name for name, on in one_network.items() if on and (command.compose or command.weak)):
         raise UserError(f"--{name} serves one network and plain conditions: leave out --compose and --weak")
+    for name in (name for name, on in one_network.items() if on and command.measured is not None):
+        raise UserError(f"--{name} knows no measurement: leave it out, or {measured[0]}")
     if command.fit:
         sampling.check_fit(config)
     if command.diagnose:

@@ -6,7 +6,9 @@ from absl import flags
 
 from flowguide import guidance, sampling, times
 from flowguide.cli.common import define_process_flags
+from flowguide.sampling.checks import MEASURED_SOLVER
 from flowguide.sampling.request import GAMMA
+from flowguide.schema import Images, Vectors
 
 FITTED = "fitted"
 _DEFAULT = sampling.SamplerConfig()
@@ -15,6 +17,7 @@ _DEFAULT = sampling.SamplerConfig()
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     _define_request(values)
+    _define_measured(values)
     _define_guidance(values)
     _define_sampler(values)
     _define_output(values)
@@ -56,6 +59,50 @@ def _define_request(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool("trust_code", False, "allow a run to import a network from outside flowguide", flag_values=values)
+
+
+def _define_measured(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "inpaint",
+        None,
+        "complete what is known in part: an image file, transparent where unknown; an .npy file with NaN there; or the "
+        'known columns of a table, "alcohol:13.2; ash:2.4". Known numbers come back exactly. No training for it is '
+        "needed; --gamma=1 draws from p(x|c, known)",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "upsample",
+        None,
+        "enlarge: an image file, or .npy; each number is the mean of a block of the samples, as large as the sizes say",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "deblur", None, "sharpen: an image file, or .npy, blurred by a Gaussian of --blur_sigma", flag_values=values
+    )
+    flags.DEFINE_float("blur_sigma", None, "standard deviation of the blur, in pixels", flag_values=values)
+    flags.DEFINE_list(
+        "measurement_noise",
+        None,
+        "standard deviation of the noise in --inpaint, --upsample or --deblur, in its units (pixels 0 to 255, or those "
+        "of the table): a number, or one for each channel or column, as 0.1,20. By default 0 for --inpaint and for "
+        "floats, and that of rounding, 0.29, for pixels",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "data_variance",
+        None,
+        "variance of the data's numbers around their mean, as the network sees them, which --inpaint, --upsample and "
+        f"--deblur assume; by default {Images.variance:g} for images in [-1, 1], and {Vectors.variance:g} for floats, "
+        "which are standardised",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "jacobian_from",
+        _DEFAULT.jacobian_from,
+        "for --inpaint, --upsample and --deblur: differentiate the network for t from here on; 1 never does, which "
+        "is faster, and less exact",
+        flag_values=values,
+    )
 
 
 def _define_guidance(values: flags.FlagValues) -> None:
@@ -128,7 +175,8 @@ def _define_sampler(values: flags.FlagValues) -> None:
         None,
         f"one of {', '.join(sampling.SOLVER_NAMES)}. {', '.join(sampling.ADAPTIVE)} choose their steps to meet "
         f"--tolerance; {', '.join(sampling.STOCHASTIC)} add noise, see --eta; the others take --steps. By default "
-        f"{', '.join(f'{solver} for {name}' for name, solver in defaults.items())}",
+        f"{', '.join(f'{solver} for {name}' for name, solver in defaults.items())}; {MEASURED_SOLVER} for flow with "
+        "--inpaint, --upsample or --deblur",
         flag_values=values,
     )
     flags.DEFINE_integer(

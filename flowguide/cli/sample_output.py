@@ -146,12 +146,26 @@ def _record(
         "compose": command.compose,
         "weak": [weak[0] and str(weak[0]), weak[1]],
         "gamma_negative": (1.0 if command.gamma_negative is None else command.gamma_negative) if weighted else None,
+        "measured": _about_measured(command, model),
         **config._asdict(),
         "cells": drawn.cells,
         "network_evaluations": sum(cell["num"] * cell["network_evaluations"] for cell in drawn.cells),
         "seconds": round(drawn.seconds, 3),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"flowguide": flowguide.__version__, "jax": jax.__version__},
+    }
+
+
+def _about_measured(command: SampleCommand, model: sampling.Model) -> dict[str, Any] | None:
+    """Returns what was measured, with its defaults filled in; files by name."""
+    if command.measured is None:
+        return None
+    measured = sampling.read_measured(command.measured, model.info)
+    return {
+        type(measured).__name__.lower(): command.measured_from,
+        "sigma": getattr(command.measured, "sigma", None),
+        "noise": measured.noise[0].tolist(),
+        "variance": measured.variance[0].item(),
     }
 
 

@@ -15,6 +15,7 @@ miss y by an error of the order of the last step.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -39,8 +40,9 @@ class Measurement(NamedTuple):
     Attributes:
       apply: x ``(B, *D)`` -> A·x ``(B, *M)``.
       adjoint: y ``(B, *M)`` -> Aᵀ·y ``(B, *D)``.
-      solve: r ``(B, *M)``, s ``(B,)``, n ``(B,)`` -> z ``(B, *M)`` with (s·AAᵀ + n·I)z = r, where s > 0 and n ≥ 0 are
-        variances. If the matrix is singular (n = 0), z is 0 in its null space.
+      solve: r ``(B, *M)``, s ``(B,)``, n -> z ``(B, *M)`` with (s·AAᵀ + n·I)z = r, where s > 0 and n ≥ 0 are variances;
+        n is ``(B,)``, or of as many axes as r to which it broadcasts. If the matrix is singular (n = 0), z is 0 in its
+        null space.
     """
 
     apply: Callable[[Array], Array]
@@ -79,7 +81,8 @@ def with_measurement(
       measurement: A.
       y: the measured values ``(B, *M)``.
       path: the path.
-      noise: standard deviation of the measurement noise, () or ``(B,)``, 0 or more.
+      noise: standard deviation of the measurement noise, 0 or more, () or ``(B,)``. Also one for each measured value:
+        of as many axes as y, to which it broadcasts, such as ``(B, 1, 1, C)``. A blur takes one a channel at most.
       variance: v, the variance of the numbers of the data around their mean, () or ``(B,)``, positive.
       weight: w, () or ``(B,)``, or a schedule; 1 is the posterior.
       jacobian_from: for t < jacobian_from, J is (α/σ²)r_t²·I, the J of N(m, vI): κJ is finite at t = 0, but a
@@ -110,11 +113,12 @@ def with_measurement(
             (x1, u), pull = predict(x), None
         a, b, delta = path.alpha(t), path.sigma(t), paths.wronskian(path, t)
         ratio = v / (a**2 * v + b**2)  # r_t²/σ²
-        undefined = (n == 0) & ((t >= 1) | (b == 0))
-        spread = jnp.where(undefined, 1.0, b**2 * ratio)
-        s, n2 = (jnp.broadcast_to(k, x.shape[:1]) for k in (spread, n**2))
+        n = n if n.ndim > 1 else jnp.broadcast_to(n, x.shape[:1])
+        noiseless = jnp.any(n == 0, axis=tuple(range(1, n.ndim)))
+        undefined = noiseless & ((t >= 1) | (b == 0))
+        s = jnp.where(undefined, 1.0, b**2 * ratio)
         residual = (y - measurement.apply(x1)).astype(real)
-        towards = measurement.adjoint(measurement.solve(residual, s, n2)).astype(x1.dtype)
+        towards = measurement.adjoint(measurement.solve(residual, s, n**2)).astype(x1.dtype)
         correction = over(delta * b * ratio, x) * towards  # κJ = (Δ/σ)r_t²
         if pull is not None:
             kappa = b * delta / path.alpha(jnp.maximum(t, jacobian_from))
@@ -194,7 +198,7 @@ def downsample(factor: int | Sequence[int]) -> Measurement:
     def solve(r: Array, s: Array, n: Array) -> Array:
         for f in factors(r):
             s = s / f  # AAᵀ = I/Πf
-        return r / over(s + n, r)
+        return r / (over(s, r) + over(n, r))
 
     return Measurement(apply, adjoint, solve)
 
@@ -209,7 +213,7 @@ def blur(kernel: ArrayLike) -> Measurement:
       kernel: real, with one axis for each such axis of x, and no side longer than that of x.
 
     Raises:
-      ValueError: if kernel and x do not fit, when applied.
+      ValueError: if kernel and x do not fit, or the noise differs within a channel, when applied.
     """
     kernel = jnp.asarray(kernel)
 
@@ -232,6 +236,8 @@ def blur(kernel: ArrayLike) -> Measurement:
         return jnp.fft.irfftn(gain(spectrum), x.shape[1:-1], axes).astype(x.dtype)
 
     def solve(r: Array, s: Array, n: Array) -> Array:
+        if n.ndim > 1 and any(side != 1 for side in n.shape[1:-1]):
+            raise ValueError(f"a blur takes one noise a channel at most, (B, 1, ..., C); got shape {n.shape}")
         power = jnp.abs(transfer(r)) ** 2
         # A frequency that the kernel removes has a power of rounding errors, not 0.
         power = jnp.where(power > jnp.finfo(power.dtype).eps * jnp.max(power), power, 0.0)
@@ -242,6 +248,21 @@ def blur(kernel: ArrayLike) -> Measurement:
         lambda y: filtered(y, lambda f: jnp.conj(transfer(y)) * f),
         solve,
     )
+
+
+def gaussian(sigma: float, sides: Sequence[int]) -> np.ndarray:
+    """Returns a Gaussian kernel for ``blur``, whose numbers sum to 1. It ends 4 sigma from its centre, or at the sides.
+
+    Args:
+      sigma: standard deviation along each axis, in entries of x, positive.
+      sides: of x, without batch and channels.
+    """
+    kernel = np.ones(())
+    for side in sides:
+        radius = min(math.ceil(4 * sigma), (side - 1) // 2)
+        along = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+        kernel = kernel[..., None] * (along / along.sum())
+    return kernel
 
 
 def linear(

@@ -20,6 +20,7 @@ from flowguide.sampling.density import log_prob
 from flowguide.sampling.draw import Samples, sample, sample_particles, sample_product
 from flowguide.sampling.export import export
 from flowguide.sampling.load import load
+from flowguide.sampling.measured import Deblur, Inpaint, LinearMap, Measured, Upsample, read_measured
 from flowguide.sampling.null import Null, check_null, guided_by_null, keep_null, kept_null
 from flowguide.sampling.particles import ParticleSamples, resample_equal
 from flowguide.sampling.pilots import check_fit, check_gap, fit_grid, gap
@@ -30,8 +31,12 @@ __all__ = [
     "SAMPLERS",
     "SOLVER_NAMES",
     "STOCHASTIC",
+    "Deblur",
     "GammaConditioned",
     "Guided",
+    "Inpaint",
+    "LinearMap",
+    "Measured",
     "Model",
     "NoNull",
     "Null",
@@ -41,6 +46,7 @@ __all__ = [
     "SampleRequest",
     "SamplerConfig",
     "Samples",
+    "Upsample",
     "check_fit",
     "check_gap",
     "check_null",
@@ -55,6 +61,7 @@ __all__ = [
     "load",
     "log_prob",
     "nodes",
+    "read_measured",
     "request",
     "resample_equal",
     "resolve_defaults",

@@ -20,7 +20,7 @@ Draw: TypeAlias = Callable[[PyTree, PyTree, SampleRequest], PyTree]
 
 _EACH, _SAME = PartitionSpec("data"), PartitionSpec()
 # Of a request, everything but the weights has one entry a draw.
-_REQUEST = SampleRequest(_EACH, _EACH, _EACH, _EACH, _SAME, _SAME)  # pyright: ignore[reportArgumentType]
+_REQUEST = SampleRequest(_EACH, _EACH, _EACH, _EACH, _SAME, _SAME, _EACH)  # pyright: ignore[reportArgumentType]
 
 
 class Devices(NamedTuple):

@@ -22,10 +22,15 @@ from flowguide.typing import Array
 SAMPLERS: dict[str, Sampler] = {"flow": FLOW, "pc": PREDICTOR_CORRECTOR, "fkc": PARTICLES}
 
 
-def resolve_defaults(config: SamplerConfig, model: Model | None = None) -> SamplerConfig:
+# Without noise, the guidance by what was measured has no limit at t = 1, where this solver does not evaluate it.
+MEASURED_SOLVER = "ab2"
+
+
+def resolve_defaults(config: SamplerConfig, model: Model | None = None, measured: bool = False) -> SamplerConfig:
     """Returns the config with the defaults of its sampler filled in, and checks its settings.
 
-    Without a model, settings whose default depends on it stay None.
+    Without a model, settings whose default depends on it stay None. ``measured`` says whether samples are to fit what
+    was measured.
 
     Raises:
       UserError: for settings that cannot be, whatever the model.
@@ -36,6 +41,8 @@ def resolve_defaults(config: SamplerConfig, model: Model | None = None) -> Sampl
         )
     sampler = SAMPLERS[config.sampler]
     defaults = sampler.defaults(config, model)
+    if measured and config.sampler == "flow":
+        defaults = {**defaults, "solver": MEASURED_SOLVER}
     config = config._replace(**{name: v for name, v in defaults.items() if getattr(config, name) is None})
     _check_integration(config, sampler)
     _check_guidance(config)
@@ -67,6 +74,8 @@ def _check_integration(config: SamplerConfig, sampler: Sampler) -> None:
         raise UserError(f"eta, the strength of the noise, must be 0 or more; got {config.eta}")
     if not 0 < config.tolerance < np.inf:
         raise UserError(f"the tolerance must be positive; got {config.tolerance}")
+    if not 0 <= config.jacobian_from <= 1:
+        raise UserError(f"jacobian_from is a time between 0 and 1; got {config.jacobian_from}")
 
 
 def _check_guidance(config: SamplerConfig) -> None:
@@ -94,7 +103,9 @@ def _check_guidance(config: SamplerConfig) -> None:
         )
 
 
-def check_together(config: SamplerConfig, negatives: int = 0, composed: int = 0, weak: bool = False) -> None:
+def check_together(
+    config: SamplerConfig, negatives: int = 0, composed: int = 0, weak: bool = False, measured: bool = False
+) -> None:
     """Raises ``UserError`` if a config does not work with so many negative and further conditions.
 
     Args:
@@ -102,6 +113,7 @@ def check_together(config: SamplerConfig, negatives: int = 0, composed: int = 0,
       negatives: number of negative conditions.
       composed: number of conditions composed with the first.
       weak: whether there is a weaker model.
+      measured: whether samples are to fit what was measured.
     """
     if config.replace_null and negatives != 1:
         raise UserError(f"replace_null puts one negative condition in the place of ∅; got {negatives} of them")
@@ -126,6 +138,15 @@ def check_together(config: SamplerConfig, negatives: int = 0, composed: int = 0,
         whole, _ = guided_velocity(velocity, paths.linear(), config._replace(schedule="constant"), request, velocity)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    if measured and config.sampler == "fkc":
+        raise UserError(
+            "sampler 'fkc' draws from products of powers, and what was measured is no power: use the sampler 'flow'"
+        )
+    if measured and isinstance(whole, solvers.StatefulVelocity):
+        raise UserError(
+            f"what was measured guides a vector field, and guidance {config.guidance} remembers its steps or reuses "
+            "references: use a method without memory, and reuse 1"
+        )
     if config.solver in ADAPTIVE and isinstance(whole, solvers.StatefulVelocity):
         raise UserError(
             f"{config.solver} chooses its steps, and guidance {config.guidance} remembers them or reuses references: "
@@ -142,7 +163,8 @@ def check(model: Model, request: SampleRequest, config: SamplerConfig, weak: Mod
     ):
         if (bad := np.asarray(numbers)[~np.isfinite(numbers)]).size:
             raise UserError(f"guidance scales must be finite; got {what} {bad[0]}")
-    check_together(config, len(request.negatives), len(request.composed), weak is not None)
+    measured = request.measured is not None
+    check_together(config, len(request.negatives), len(request.composed), weak is not None, measured)
     SAMPLERS[config.sampler].check_model(model, request, config)
     if weak is not None and (weak.info.model_shape, weak.info.fields, weak.path) != (
         model.info.model_shape,

@@ -43,6 +43,7 @@ class SamplerConfig(NamedTuple):
       threshold: effective sample size, as a share of K, below which particles are resampled.
       clip: see ``tilted.feynman_kac``.
       until: see ``tilted.feynman_kac``. Its default depends on the size of an example.
+      jacobian_from: for what was measured, see ``guidance.with_measurement``; 1 never differentiates the network.
     """
 
     solver: str | None = None
@@ -66,6 +67,7 @@ class SamplerConfig(NamedTuple):
     threshold: float = 0.5
     clip: float | None = None
     until: float | None = None
+    jacobian_from: float = 0.02
 
 
 DEFAULT = SamplerConfig()

@@ -117,7 +117,7 @@ def _program(
             guided, _ = guided_velocity(velocity, functions.path, config, asked, None)
         split = likelihood.exact_divergence()
         if probes is not None:
-            split = likelihood.hutchinson(keys, functions.shape, probes)
+            split = likelihood.hutchinson(keys, functions.examples.model_shape, probes)
         return likelihood.log_density(guided, x, divergence=split, ts=grid(steps)).log_density
 
     return spread(program, mesh)

@@ -18,10 +18,11 @@ from flowguide.paths import Path
 from flowguide.sampling.batches import Draw, batches, in_a_row, spread
 from flowguide.sampling.checks import SAMPLERS, check, resolve_defaults
 from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
-from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, weak_velocity
+from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, measured_velocity, weak_velocity
+from flowguide.sampling.measured import Inpaint, Measured, read_measured
 from flowguide.sampling.particles import ParticleSamples, draw_particles, evaluations, resample_equal
 from flowguide.sampling.request import SampleRequest, request
-from flowguide.schema import output
+from flowguide.schema import Examples, output
 from flowguide.schema.conditions import Cond, sample_count
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
@@ -49,15 +50,14 @@ class Functions(NamedTuple):
     weak: Network | None
     path: Path
     gamma_conditioned: bool
-    shape: tuple[int, ...]
+    examples: Examples
 
 
 def functions_of(model: Model, weak: Model | None = None) -> Functions:
     """Returns the functions of a model, and of a weaker one."""
     conditioned = isinstance(model.guidance, GammaConditioned)
-    return Functions(
-        model.network, None if weak is None else weak.network, model.path, conditioned, tuple(model.info.model_shape)
-    )
+    weaker = None if weak is None else weak.network
+    return Functions(model.network, weaker, model.path, conditioned, model.info.examples)
 
 
 def sample(
@@ -70,6 +70,7 @@ def sample(
     gamma_negative: float = 1.0,
     compose: Sequence[tuple[Cond, float]] = (),
     weak: Model | None = None,
+    measured: Measured | None = None,
     config: SamplerConfig = DEFAULT,
     seed: int = 0,
     batch_size: int = 64,
@@ -85,7 +86,7 @@ def sample(
       model: from ``load``.
       cond: the same for all samples: a prompt "hat=red", a label, or a dict {"hat": value}. One for each sample: a list
         of these, arrays ``(num, ...)`` in the dict, an array of labels, or a Condition of ``num`` examples.
-      num: number of samples; by default one for each condition, or 64.
+      num: number of samples; by default one for each condition or measured example, or 64.
       gamma: guidance scale γ, one number or ``(num,)``: 0 unconditional, 1 conditional, more is guided. By default 2,
         or 1 for a model that nothing can guide.
       negative: what to move away from: one condition in any of these forms (a string is one prompt, an array has one
@@ -93,6 +94,9 @@ def sample(
       gamma_negative: their weight γ_n; not used if ``config.replace_null`` puts a negative condition in ∅'s place.
       compose: further conditions, each with its weight: u_∅ + γ[(u_c − u_∅) + Σ w_i(u_i − u_∅)].
       weak: the weaker model that guidance "autoguidance" moves away from, trained on the same data.
+      measured: what was measured of the samples, by ``guidance.with_measurement``: ``Inpaint(y)``, ``Upsample(y)``,
+        ``Deblur(y, sigma)`` or ``LinearMap(y, function)``. The solver is ab2 then, unless given: heun and rk4 evaluate
+        the velocity at t = 1, and miss a y without noise by the error of a step.
       config: how to guide and integrate.
       seed: of the noise.
       batch_size: samples at a time, over all devices; affects memory and speed, and samples only by rounding.
@@ -102,11 +106,15 @@ def sample(
     Raises:
       UserError: for settings that cannot be, before anything is computed, and for samples that are not finite.
     """
-    config = resolve_defaults(config, model)
-    num = _count(cond, num, 64, batch_size, model)
+    config = resolve_defaults(config, model, measured is not None)
+    default = 64
+    if measured is not None:
+        measured = read_measured(measured, model.info)
+        default = len(measured.y) if len(measured.y) > 1 else default
+    num = _count(cond, num, default, batch_size, model)
     if config.sampler == "fkc":
         raise UserError("sampler 'fkc' draws particles of a law together: call sample_particles")
-    asked = request(model, cond, num, gamma, negative, gamma_negative, compose)
+    asked = request(model, cond, num, gamma, negative, gamma_negative, compose, measured)
     check(model, asked, config, weak)
 
     over = in_a_row(devices)
@@ -119,7 +127,8 @@ def sample(
         _check_drawn(x, status, config)
         drawn.append(x[:kept])
         cost.append(cost_each[:kept])
-    return Samples(output(model.info, np.concatenate(drawn), asked.c), np.concatenate(cost))
+    x = output(model.info, np.concatenate(drawn), asked.c)
+    return Samples(asked.measured.kept(x) if isinstance(asked.measured, Inpaint) else x, np.concatenate(cost))
 
 
 def sample_particles(
@@ -227,13 +236,14 @@ def drawing(functions: Functions, config: SamplerConfig) -> Draw:
         own, weak_params = params
         velocity = partial(functions.network.velocity, own)
         if config.sampler == "fkc":
-            return draw_particles(velocity, functions.path, functions.shape, config, keys, asked)
+            return draw_particles(velocity, functions.path, functions.examples.model_shape, config, keys, asked)
         if functions.gamma_conditioned:
             guided, rules = gamma_conditioned_velocity(velocity, asked)
         else:
             weak = weak_velocity(functions.network, own, functions.weak, weak_params, config.perturbation)
             guided, rules = guided_velocity(velocity, functions.path, config, asked, weak)
-        x = jax.vmap(lambda key: jax.random.normal(key, functions.shape))(keys)
+        guided = measured_velocity(guided, functions.path, functions.examples, config, asked.measured)
+        x = jax.vmap(lambda key: jax.random.normal(key, functions.examples.model_shape))(keys)
         integrate = _adaptive if config.solver in ADAPTIVE else _on_a_grid
         x, status, cost = integrate(guided, rules, x, functions.path, config, keys)
         return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])

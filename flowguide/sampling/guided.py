@@ -12,7 +12,9 @@ from flowguide.networks import Network
 from flowguide.networks.perturbation import Perturbation
 from flowguide.paths import Path
 from flowguide.sampling.config import ADAPTIVE, SamplerConfig, nodes
+from flowguide.sampling.measured import Measured
 from flowguide.sampling.request import SampleRequest
+from flowguide.schema import Examples
 from flowguide.targets import with_gamma
 from flowguide.typing import Array, CondVelocity, PyTree, Schedule, Velocity
 
@@ -53,6 +55,26 @@ def guided_velocity(
     )
     guiding = guidance.methods.build(config.guidance, inputs, config.rescale, **dict(config.settings))
     return guidance.guide(velocity, request.c, guiding, config.passes, config.reuse), guiding
+
+
+def measured_velocity(
+    velocity: Velocity | solvers.StatefulVelocity,
+    path: Path,
+    examples: Examples,
+    config: SamplerConfig,
+    measured: Measured | None,
+) -> Velocity | solvers.StatefulVelocity:
+    """Returns a guided velocity whose samples also fit what was measured, as ``for_each`` returns it.
+
+    Raises:
+      TypeError: if the velocity has memory and something was measured.
+    """
+    if measured is None:
+        return velocity
+    measurement, y, noise = measured.seen(examples)
+    return guidance.with_measurement(
+        velocity, measurement, y, path, noise=noise, variance=measured.variance, jacobian_from=config.jacobian_from
+    )
 
 
 def weak_velocity(

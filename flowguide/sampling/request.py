@@ -10,6 +10,7 @@ import numpy as np
 from flowguide.condition import Condition
 from flowguide.errors import UserError
 from flowguide.model import GammaConditioned, Model, Plain
+from flowguide.sampling.measured import Measured, for_each
 from flowguide.schema.conditions import Cond, conditions, negative_list
 
 GAMMA = 2.0  # default guidance scale of a plain model
@@ -25,6 +26,7 @@ class SampleRequest(NamedTuple):
       gamma: guidance scale γ ``(B,)``.
       gamma_negative: weight γ_n of the negative conditions, ().
       weights: weights of the further conditions, in units of γ, ``(len(composed),)``.
+      measured: what was measured of each sample, as ``for_each`` returns it; None for nothing.
     """
 
     c: Condition
@@ -33,6 +35,7 @@ class SampleRequest(NamedTuple):
     gamma: Any
     gamma_negative: Any
     weights: Any
+    measured: Measured | None = None
 
 
 def default_gamma(model: Model) -> float:
@@ -50,8 +53,9 @@ def request(
     negative: Cond = (),
     gamma_negative: float = 1.0,
     compose: Sequence[tuple[Cond, float]] = (),
+    measured: Measured | None = None,
 ) -> SampleRequest:
-    """Parses what is asked of ``num`` samples; the arguments are those of ``sample``.
+    """Parses what is asked of ``num`` samples; the arguments are those of ``sample``, but ``measured`` has been read.
 
     Raises:
       UserError: for conditions and scales that cannot be.
@@ -72,4 +76,5 @@ def request(
         gamma=gammas,
         gamma_negative=np.float32(gamma_negative),
         weights=np.array([weight for _, weight in compose], np.float32),
+        measured=None if measured is None else for_each(measured, num),
     )

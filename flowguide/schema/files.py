@@ -17,6 +17,23 @@ def takes(array: Examples) -> str:
     return "an image file" if isinstance(array, Images) else "a file .npy"
 
 
+def load(what: str, text: str, array: Examples) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads an image or an array of any size; returns it, and the opacity ``(H, W, 1)`` of an image, None without one.
+
+    Args:
+      what: takes it, for messages.
+      text: the file.
+      array: what kind of example it is, and how many channels an image has.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    try:
+        return _image(Path(text), array) if isinstance(array, Images) else (np.load(text), None)
+    except Exception as error:  # Pillow and NumPy raise nearly anything for damaged files
+        raise UserError(f"{what} takes {takes(array)}; {text!r:.200} cannot be read ({error})") from error
+
+
 def read(name: str, text: str, array: Examples) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads an image or an array; returns it as stored, ``array.shape``, and the opacity ``(H, W, 1)`` of an image.
 
@@ -28,10 +45,7 @@ def read(name: str, text: str, array: Examples) -> tuple[np.ndarray, np.ndarray 
     Raises:
       UserError: if it cannot be read, or has another shape.
     """
-    try:
-        found, alpha = _image(Path(text), array) if isinstance(array, Images) else (np.load(text), None)
-    except Exception as error:  # Pillow and NumPy raise nearly anything for damaged files
-        raise UserError(f"field {name!r} takes {takes(array)}; {text!r:.200} cannot be read ({error})") from error
+    found, alpha = load(f"field {name!r}", text, array)
     number = np.issubdtype(found.dtype, np.number) and not np.iscomplexobj(found)
     if found.shape != array.shape or not number:
         raise UserError(

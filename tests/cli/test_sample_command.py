@@ -14,8 +14,9 @@ from flowguide.cli import sample, sample_command
 from flowguide.cli.command import help_text, parse
 from flowguide.errors import UserError
 from flowguide.sampling.particles import LARGE, UNTIL_LARGE
+from flowguide.schema import DataInfo, Vectors
 from tests.support.runs import ROOT, refused, run
-from tests.support.toy import MODEL
+from tests.support.toy import FREE, MODEL
 
 
 def command(*arguments):
@@ -120,10 +121,26 @@ EARLY = [
     ("--export=ftp://bucket/file", "got the address ftp://bucket/file"),
     ("--perturb=drop=1", "--perturb takes skip, attention, blur, layers; got 'drop'"),
     ("--compose=3:1 --cond=4", "leave out --cond, or --compose"),
+    ("--inpaint=a.png --upsample=b.png", "--inpaint and --upsample exclude each other: leave one out"),
+    ("--deblur=a.png", "--deblur needs to know the blur: give --blur_sigma=1.5, in pixels"),
+    ("--inpaint=a.png --blur_sigma=1", "--blur_sigma does nothing without --deblur: add that"),
+    ("--measurement_noise=1", "--measurement_noise does nothing without one of --inpaint, --upsample, --deblur"),
+    ("--data_variance=1", "--data_variance does nothing without one of --inpaint"),
+    ("--jacobian_from=1", "--jacobian_from does nothing without one of --inpaint"),
+    ("--upsample=a.png --jacobian_from=2", "jacobian_from is a time between 0 and 1; got 2"),
+    ("--upsample=a.png --measurement_noise=low", "--measurement_noise takes numbers separated by commas; got 'low'"),
+    ("--inpaint=a.png --sampler=fkc", "what was measured is no power: use the sampler 'flow'"),
+    ("--inpaint=a.png --reuse=2", "guidance cfg remembers its steps or reuses references"),
+    ("--inpaint=a.png --guidance=apg:momentum=-0.5", "use a method without memory"),
+    ("--inpaint=a.png --grid=fitted", "--grid=fitted knows no measurement: leave it out, or one of --inpaint"),
+    ("--inpaint=a.png --diagnose", "--diagnose knows no measurement"),
+    ("--inpaint=a.png --export=file", "--export knows no measurement"),
     ("--steps=3 --noreplace_null", "no run in nowhere"),  # all is well, but for the run
     ("--solver=dopri5 --tolerance=1e-3 --negative=3 --gamma_negative=2", "no run in nowhere"),
     ("--sampler=fkc --particles=4 --clip=1 --until=0.5 --eta=1 --proposal=1 --steps=3", "no run in nowhere"),
     ("--sampler=pc --corrections=1 --solver=heun", "no run in nowhere"),
+    ("--deblur=a.png --blur_sigma=1 --measurement_noise=1,2,3 --data_variance=0.1 --steps=9", "no run in nowhere"),
+    ("--inpaint=a.png --sampler=pc --jacobian_from=1", "no run in nowhere"),
 ]
 
 
@@ -193,7 +210,114 @@ def test_flags_and_help_have_the_defaults_of_the_library():
     assert "by default 1, and 2 for --sampler=fkc" in shown["eta"]
     assert f"by default {sampling.default_gamma(MODEL):g}, or 1" in shown["gamma"]
     assert f"by default {arguments['gamma_negative']:g}" in shown["gamma_negative"]
+    assert (
+        f"{sampling.resolve_defaults(sampling.SamplerConfig(), measured=True).solver} for flow with" in shown["solver"]
+    )
+    assert "by default 0.25 for images in [-1, 1], and 1 for floats" in shown["data_variance"]
     assert f"{UNTIL_LARGE:g} for examples of {LARGE} numbers or more, and 1" in shown["until"]
+
+
+def picture(file, pixels):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(file)
+    return file
+
+
+def recorded(out):
+    return json.loads((out / "samples.json").read_text())
+
+
+def test_a_photo_with_holes_is_completed(digits, tmp_path):
+    """Known pixels come back exactly, in every cell; the record says what was measured, and the solver is ab2."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 2))
+    pixels[..., 1] = 255 * (np.arange(8) < 5)
+    photo = picture(tmp_path / "photo.png", pixels)
+    common = [f"--workdir={digits}", "--cond=3", "--gamma=1,2", "--num=3", "--steps=3", "--save=npz"]
+    command(*common, f"--inpaint={photo}", f"--out={tmp_path / 'a'}")
+    x = np.load(tmp_path / "a" / "samples.npz")["x"]
+    assert x.shape == (6, 8, 8, 1)
+    np.testing.assert_array_equal(x[:, :, :5, 0], np.broadcast_to(pixels[:, :5, 0], (6, 8, 5)))
+    assert np.ptp(x[:, :, 5:].astype(int), axis=0).max() > 0
+    record = recorded(tmp_path / "a")
+    assert record["measured"] == {"inpaint": str(photo), "sigma": None, "noise": [0.0], "variance": 0.25}
+    assert record["solver"] == "ab2"
+    plain = sampling.sample(sampling.load(digits), "3", num=3, gamma=2.0, config=sampling.SamplerConfig("ab2", 3)).x
+    assert np.abs(x[3:, :, 5:].astype(int) - plain[:, :, 5:]).max() > 0
+
+    holes = np.where(pixels[..., 1] > 0, pixels[..., 0], np.nan)
+    np.save(tmp_path / "photo.npy", holes)
+    command(*common, f"--inpaint={tmp_path / 'photo.npy'}", f"--out={tmp_path / 'b'}")
+    np.testing.assert_array_equal(np.load(tmp_path / "b" / "samples.npz")["x"], x)
+
+
+def test_small_and_blurred_images(digits, tmp_path, capsys):
+    """The command draws what the library draws; a solver that ends at t = 1 is warned of only without noise."""
+    model, config = sampling.load(digits), sampling.SamplerConfig("heun", 3)
+    rng = np.random.default_rng(0)
+    small, blurred = (picture(tmp_path / f"{n}.png", rng.integers(60, 200, (n, n))) for n in (4, 8))
+    cases = {
+        "upsample": (sampling.Upsample(small), [], [f"--upsample={small}"], (12**-0.5, 0.25), None),
+        "deblur": (
+            sampling.Deblur(blurred, 0.7, noise=0.0, variance=0.1),
+            ["--measurement_noise=0", "--data_variance=0.1"],
+            [f"--deblur={blurred}", "--blur_sigma=0.7"],
+            (0.0, 0.1),
+            0.7,
+        ),
+    }
+    for name, (measured, flags, flag, (noise, variance), sigma) in cases.items():
+        command(f"--workdir={digits}", *flag, *flags, "--num=2", "--steps=3", "--solver=heun", f"--out={tmp_path}")
+        about = recorded(tmp_path)["measured"]
+        assert (about[name], about["sigma"]) == (flag[0].partition("=")[2], sigma)
+        np.testing.assert_allclose((*about["noise"], about["variance"]), (noise, variance), rtol=1e-6)
+        x = np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / "png").iterdir())])
+        own = sampling.sample(model, num=2, measured=measured, config=config).x[..., 0]
+        assert np.abs(x.astype(int) - own).max() <= 1
+        assert ("warning: heun evaluates the velocity at t = 1" in capsys.readouterr().err) == (noise == 0)
+
+
+def test_columns_of_a_table_that_are_known(tmp_path, monkeypatch):
+    """With a noise of its own for each column, and as a CSV file."""
+    examples = Vectors((3,), (10.0, -5.0, 100.0), (2.0, 0.5, 30.0), ("alcohol", "total acid", "ash"))
+    model = FREE._replace(info=DataInfo("table", examples, {}))
+    monkeypatch.setattr(sampling, "load", lambda *args, **options: model)
+    flags = ["--inpaint=alcohol:13.2; total acid:-4", "--measurement_noise=0,0.2,1", "--num=4", "--save=csv"]
+    command("--workdir=run", *flags, f"--out={tmp_path}", "--steps=4")
+    head, *rows = (tmp_path / "samples.csv").read_text().splitlines()
+    assert head == "alcohol,total acid,ash"
+    x = np.array([row.split(",") for row in rows], float)
+    np.testing.assert_array_equal(x[:, 0], np.float32(13.2))
+    assert (np.ptp(x[:, 1:], axis=0) > 0).all()
+    np.testing.assert_allclose(recorded(tmp_path)["measured"]["noise"], [0, 0.2, 1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--inpaint=nowhere.png", "inpaint takes an image file; 'nowhere.png' cannot be read"),
+        ("--inpaint=FULL", "nothing is left to inpaint: make pixels transparent"),
+        (
+            "--inpaint=WIDE",
+            "inpaint takes an array (8, 8, 1), or one for each sample; got (6, 9, 1): crop or resize it",
+        ),
+        (
+            "--upsample=WIDE",
+            "upsample takes an array whose sides divide those of (8, 8, 1), with 1 channels; got (6, 9, 1)",
+        ),
+        ("--deblur=FULL --blur_sigma=-1", "the sigma of a blur is positive"),
+        ("--deblur=FULL --blur_sigma=1 --measurement_noise=1,2", "standard deviation of 0 or more; got [1.0, 2.0]"),
+        ("--deblur=FULL --blur_sigma=1 --data_variance=0", "the variance of the data is a positive number"),
+        ("--deblur=SEVERAL --blur_sigma=1", "got 3 measured values for 2 samples"),
+    ],
+)
+def test_measurements_that_do_not_fit_the_run_write_nothing(flags, message, digits, tmp_path):
+    for name, shape in (("FULL", (8, 8)), ("WIDE", (6, 9))):
+        flags = flags.replace(name, str(picture(tmp_path / f"{name}.png", np.zeros(shape))))
+    np.save(tmp_path / "several.npy", np.zeros((3, 8, 8, 1)))
+    flags = flags.replace("SEVERAL", str(tmp_path / "several.npy"))
+    with pytest.raises(UserError) as error:
+        command(f"--workdir={digits}", f"--out={tmp_path / 'out'}", "--num=2", *flags.split())
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_command_without_gamma_draws_what_the_library_draws(digits, tmp_path):

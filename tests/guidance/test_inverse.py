@@ -76,6 +76,47 @@ def test_a_measurement_is_its_matrix(name):
         np.testing.assert_allclose(z[i], np.linalg.solve(s[i] * a @ a.T + n[i] * np.eye(len(a)), rows(y)[i]), atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["mask", "downsample", "blur", "linear"])
+def test_each_channel_may_have_a_noise(name):
+    """Of the values of a linear map, which have no channels, each."""
+    m, a = measure(name), dense(name)
+    y = jnp.asarray(RNG.normal(size=m.apply(jnp.zeros((3, *SHAPE))).shape))
+    n = RNG.uniform(0.1, 1, (3, 5) if name == "linear" else (3, 1, 1, 2))
+    s = np.array([0.3, 2.0, 0.7])
+    z = rows(m.solve(y, jnp.asarray(s), jnp.asarray(n)))
+    every = rows(np.broadcast_to(n, y.shape))
+    for i in range(3):
+        np.testing.assert_allclose(z[i], np.linalg.solve(s[i] * a @ a.T + np.diag(every[i]), rows(y)[i]), atol=1e-9)
+
+
+def test_a_noise_of_each_channel_guides_like_one_for_all():
+    """If they are equal; where one channel has none, nothing is corrected at t = 1."""
+    m, p, x = measure("mask"), paths.linear(), jnp.asarray(RNG.normal(size=(2, *SHAPE)))
+    y = jnp.asarray(RNG.normal(size=x.shape))
+
+    def at(t, noise):
+        return with_measurement(gaussian(p), m, y, p, noise=noise)(jnp.float64(t), x)
+
+    each = jnp.array([0.3, 0.4])
+    np.testing.assert_allclose(at(0.6, jnp.tile(each[:, None, None, None], (1, 1, 1, 2))), at(0.6, each), rtol=1e-12)
+    channels = jnp.array([[0.3, 0.1], [0.0, 0.4]])[:, None, None, :]
+    found = at(0.6, channels)
+    np.testing.assert_allclose(found[0, ..., 1], at(0.6, 0.1)[0, ..., 1], rtol=1e-12)
+    np.testing.assert_allclose(found[1, ..., 0], at(0.6, 0.0)[1, ..., 0], rtol=1e-12)
+    m, y = measure("downsample"), m.apply(y)[:, ::2, ::3]
+    np.testing.assert_array_equal(at(1.0, channels)[1], gaussian(p)(jnp.float64(1), x)[1])
+
+
+def test_the_gaussian_kernel():
+    """The density of a Gaussian, scaled to a sum of 1; it ends at 4 sigma, or where a short side does."""
+    kernel = inverse.gaussian(0.8, (100, 4))
+    assert kernel.shape == (9, 3)
+    i, j = np.meshgrid(np.arange(-4, 5), np.arange(-1, 2), indexing="ij")
+    expected = np.exp(-(i**2 + j**2) / (2 * 0.64))
+    np.testing.assert_allclose(kernel, expected / expected.sum(), rtol=1e-12)
+    assert inverse.gaussian(2.0, (1, 7)).shape == (1, 7)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_without_noise_solve_is_the_pseudoinverse(name):
     """The mask and this kernel, a mean of three, remove part of x: z is 0 there, and its gradients are finite."""
@@ -328,6 +369,7 @@ X, VECTORS = jnp.zeros((2, *SHAPE)), jnp.zeros((2, 6))
         (lambda: inverse.downsample(2).apply(VECTORS), ValueError, r"one or more axes.*\(2, 6\)"),
         (lambda: inverse.blur(np.ones(3)).apply(X), ValueError, r"kernel of shape \(3,\) for x of shape \(2, 4"),
         (lambda: inverse.blur(np.ones((5, 3))).apply(X), ValueError, "no longer than that of x"),
+        (lambda: inverse.blur(KERNEL).solve(X, jnp.ones(2), jnp.ones((2, 4, 1, 1))), ValueError, "one noise a channel"),
         (lambda: inverse.blur(1.0).apply(VECTORS), ValueError, "one axis"),
         (lambda: inverse.linear(lambda x: x.sum(), SHAPE), ValueError, "keep the batch axis"),
         (lambda: inverse.linear(lambda x: x**2, SHAPE), ValueError, "must be linear in x"),

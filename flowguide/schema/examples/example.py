@@ -19,11 +19,13 @@ class Examples(Protocol):
       model_shape: of one example, as the network sees it.
       dtype: of a stored example.
       as_pictures: whether outputs are pictures, uint8 ``(H, W, C)``, that can be saved as PNG files.
+      variance: that the numbers which the network sees usually have around their mean; posterior guidance assumes it.
     """
 
     kind: str
     dtype: Any
     as_pictures: bool
+    variance: float
 
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -19,6 +19,7 @@ class Images(NamedTuple):
     kind = "image"
     dtype = np.uint8
     as_pictures = True
+    variance = 0.25  # that of CIFAR-10
 
     @property
     def model_shape(self) -> tuple[int, ...]:

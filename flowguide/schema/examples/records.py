@@ -43,6 +43,7 @@ class Records(NamedTuple):
     kind = "records"
     dtype = np.float32
     as_pictures = False
+    variance = 1.0  # they are standardised
 
     @property
     def shape(self) -> tuple[int, ...]:

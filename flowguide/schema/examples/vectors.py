@@ -33,6 +33,7 @@ class Vectors(NamedTuple):
     kind = "points"
     dtype = np.float32
     as_pictures = False
+    variance = 1.0  # they are standardised
 
     @property
     def model_shape(self) -> tuple[int, ...]:

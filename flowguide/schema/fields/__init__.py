@@ -12,7 +12,7 @@ from flowguide.kinds import tuples
 from flowguide.schema.fields.aligned import Aligned
 from flowguide.schema.fields.class_map import ClassMap
 from flowguide.schema.fields.field import Column, Field, Fields, blank, spec, value
-from flowguide.schema.fields.known import Known
+from flowguide.schema.fields.known import Known, parse_row
 from flowguide.schema.fields.label import Label
 from flowguide.schema.fields.labels import Labels
 from flowguide.schema.fields.series import Series
@@ -81,6 +81,7 @@ __all__ = [
     "field_from_json",
     "field_of_column",
     "field_to_json",
+    "parse_row",
     "spec",
     "stored",
     "value",

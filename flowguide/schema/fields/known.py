@@ -71,36 +71,9 @@ class Known(NamedTuple):
             values, alpha = files.read(name, text, self.array)
             hidden = np.zeros(values.shape, bool) if alpha is None else np.broadcast_to(alpha == 0, values.shape)
             return np.where(hidden, np.nan, values.astype(np.float32))
-        words = self._by_column(name, text) if ":" in text else dict(enumerate(text.split()))
-        if ":" not in text and (len(words) != math.prod(self.shape) or isinstance(self.array, Records)):
-            raise UserError(f"field {name!r} takes {self.takes}; got {text!r:.100}")
-        found: Any = np.full(self.shape, np.nan, np.float32)
-        for place, word in words.items():
-            found[place] = self._entry(name, place, word)
+        found = parse_row(f"field {name!r}", text, self)
         self.check(name, found)
         return found
-
-    def _entry(self, name: str, place: int, word: str) -> float:
-        if isinstance(self.array, Records):
-            return self.array.parse(self.names[place], word)
-        try:
-            return np.nan if word == "?" else float(word)
-        except ValueError:
-            raise UserError(f"field {name!r} takes {self.takes}; got {word!r:.100}") from None
-
-    def _by_column(self, name: str, text: str) -> dict[int, str]:
-        # A semicolon starts a new column only if a colon follows, so that names of classes may have semicolons.
-        words = dict(map(self._split, re.split(r";(?=[^;:]*:)", text)))
-        if unknown := [key for key in words if key not in self.names]:
-            near, known = hint(unknown[0], self.names), listed(self.names) or "none"
-            raise UserError(f"field {name!r} has no column {unknown[0]!r:.100}{near}: there are {known}")
-        return {self.names.index(key): word for key, word in words.items()}
-
-    def _split(self, pair: str) -> tuple[str, str]:
-        """Returns the column and the value of "column:value", of which each may have colons of its own."""
-        ends = [i for i, letter in enumerate(pair) if letter == ":"]
-        end = next((i for i in reversed(ends) if pair[:i].strip() in self.names), pair.rfind(":"))
-        return pair[: max(end, 0)].strip(), pair[end + 1 :].strip()
 
     def check(self, name: str, values: np.ndarray) -> None:
         if isinstance(self.array, Records):
@@ -136,6 +109,51 @@ class Known(NamedTuple):
         stored = jnp.asarray(self.array.to_output(x1)).astype(jnp.float32)
         known = jax.vmap(lambda key: _random_part(key, self.shape))(keys)
         return jnp.where(known, stored, jnp.nan)
+
+
+def parse_row(what: str, text: str, field: Known) -> np.ndarray:
+    """Returns the known numbers of a row, ``field.shape``, NaN elsewhere: "alcohol:13.2; ash:2.4" or "13.2 ? 2.4".
+
+    Args:
+      what: takes them, for messages.
+      text: as in a prompt.
+      field: of examples of one axis.
+
+    Raises:
+      UserError: for unknown columns, and what is no number.
+    """
+    words = _by_column(what, text, field.names) if ":" in text else dict(enumerate(text.split()))
+    if ":" not in text and (len(words) != math.prod(field.shape) or isinstance(field.array, Records)):
+        raise UserError(f"{what} takes {field.takes}; got {text!r:.100}")
+    found: Any = np.full(field.shape, np.nan, np.float32)
+    for place, word in words.items():
+        found[place] = _entry(what, word, field.names[place] if field.names else "", field)
+    return found
+
+
+def _entry(what: str, word: str, column: str, field: Known) -> float:
+    if isinstance(field.array, Records):
+        return field.array.parse(column, word)
+    try:
+        return np.nan if word == "?" else float(word)
+    except ValueError:
+        raise UserError(f"{what} takes {field.takes}; got {word!r:.100}") from None
+
+
+def _by_column(what: str, text: str, names: tuple[str, ...]) -> dict[int, str]:
+    # A semicolon starts a new column only if a colon follows, so that names of classes may have semicolons.
+    words = dict(_split(pair, names) for pair in re.split(r";(?=[^;:]*:)", text))
+    if unknown := [key for key in words if key not in names]:
+        near, known = hint(unknown[0], names), listed(names) or "none"
+        raise UserError(f"{what} has no column {unknown[0]!r:.100}{near}: there are {known}")
+    return {names.index(key): word for key, word in words.items()}
+
+
+def _split(pair: str, names: tuple[str, ...]) -> tuple[str, str]:
+    """Returns the column and the value of "column:value", of which each may have colons of its own."""
+    ends = [i for i, letter in enumerate(pair) if letter == ":"]
+    end = next((i for i in reversed(ends) if pair[:i].strip() in names), pair.rfind(":"))
+    return pair[: max(end, 0)].strip(), pair[end + 1 :].strip()
 
 
 def _random_part(key: PRNGKey, shape: tuple[int, ...]) -> Array:
