@@ -12,10 +12,11 @@ from absl import logging
 
 from flowguide import sampling, storage
 from flowguide.build import Splits, completing
-from flowguide.config import Config, config_for
+from flowguide.config import Config, check_types, config_for
 from flowguide.data import describe_table, of_arrays, open_path, open_table
 from flowguide.data.tables import as_column
 from flowguide.errors import UserError
+from flowguide.kinds import checked
 from flowguide.model import Model
 from flowguide.networks import Network
 from flowguide.schema import DataInfo, Records
@@ -25,6 +26,7 @@ MINUTES = 5.0  # that a fit takes if nothing says how long
 EXAMPLES = "examples"  # their column, beside those of the conditions
 
 
+@checked
 def fit(
     x: Any,
     condition: Any = None,
@@ -55,7 +57,8 @@ def fit(
         ``(N, T, C)``, images or volumes of floats ``(N, [D,] H, W, C)``; a dict or a structured array of columns
         ``(N,)``, of which texts and booleans are classes; or a path, see ``data.files.tables_of``.
       condition: one for each example: whole numbers or texts of few different values are classes, other texts are
-        captions, other numbers ``(N,)`` or ``(N, k)`` are vectors; or a dict of several by name. None trains without.
+        captions, other numbers ``(N,)`` or ``(N, k)`` are vectors; or a dict or a data frame of several by name. None
+        trains without.
       workdir: folder of the run; ``load`` finds the model there. By default a new temporary folder, which is printed.
       minutes: to train for, compilation included; by default 5, or what ``config`` says.
       config: settings of ``train.py``, if you want to choose them: ``config.default()``, changed.
@@ -76,7 +79,9 @@ def fit(
         data = completing(data)
     if minutes is None and config is None:
         minutes = MINUTES
-    chosen: Config = config or config_for(data.train.info, data.train.size, timed=minutes is not None)
+    by_default = config is None
+    chosen: Config = config_for(data.train.info, data.train.size, timed=minutes is not None) if by_default else config
+    check_types(chosen)
     chosen = chosen.copy_and_resolve_references()
     if network is not None:
         with chosen.unlocked():
@@ -120,6 +125,14 @@ def _kind(info: DataInfo) -> str:
     return text.format(*info.shape)
 
 
+def _by_name(condition: Any) -> Mapping[str, Any]:
+    if condition is None:
+        return {}
+    if hasattr(condition, "columns"):  # a data frame
+        return {name: condition[name] for name in condition.columns}
+    return condition if isinstance(condition, Mapping) else {_name_of(condition): condition}
+
+
 def _opened(
     x: Any,
     condition: Any,
@@ -134,11 +147,7 @@ def _opened(
         return Splits(*open_path(x, example, fields, image_size=image_size))
     if example or fields is not None or image_size is not None:
         raise UserError("example, fields and image_size are for paths; give arrays as x and condition")
-    if condition is None:
-        conditions: Mapping[str, Any] = {}
-    else:
-        conditions = condition if isinstance(condition, Mapping) else {_name_of(condition): condition}
-    columns = _columns(x)
+    conditions, columns = _by_name(condition), _columns(x)
     if both := [name for name in conditions if name in columns]:
         raise UserError(f"got a condition called {both[0]!r}, as the examples are: call it something else")
     table, chosen = of_arrays(name, {**columns, **conditions}), tuple(columns)

@@ -1,14 +1,21 @@
-"""Compares settings, which come from files that anyone may have edited, with type annotations."""
+"""Compares values with type annotations: settings from files that anyone may have edited, arguments of functions."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-_SINGULAR = {float: "a number", int: "a whole number", bool: "True or False", str: "text"}
+from flowguide.errors import UserError, shown
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_SINGULAR = {float: "a number", int: "a whole number", bool: "True or False", str: "text", Path: "a path"}
 _PLURAL = {float: "numbers", int: "whole numbers", str: "texts"}
 
 
@@ -19,6 +26,45 @@ def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     except NameError:  # an annotation's import is under TYPE_CHECKING
         signature = inspect.signature(make)
     return dict(signature.parameters)
+
+
+def checked(function: _Function) -> _Function:
+    """Returns the function with a check of its arguments against its annotations, see ``check_values``."""
+
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            bound = signature.bind(*arguments, **named).arguments
+        except TypeError:  # of arguments that it does not take, which Python says itself
+            return function(*arguments, **named)
+        check_values(bound, types_of(function))
+        return function(*arguments, **named)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+@functools.cache
+def types_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the types of a function's arguments, or of a NamedTuple's attributes, by name."""
+    return get_type_hints(make)
+
+
+def check_values(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` for the first of some named values that is not of its type.
+
+    It looks at numbers, texts, paths, and tuples of those; a 0-d array is a number.
+    """
+    for name, value in values.items():
+        plain = value.item() if hasattr(value, "dtype") and getattr(value, "shape", None) == () else value
+        if _is_plain(kinds[name]) and not fits(plain, kinds[name]):
+            raise UserError(f"{name} takes {words(kinds[name])}; got {shown(value)}")
+
+
+def _is_plain(kind: Any) -> bool:
+    inner = [one for one in get_args(kind) if one is not Ellipsis]
+    return all(map(_is_plain, inner)) if inner else kind in (*_SINGULAR, NoneType)
 
 
 def kind_of(default: Any) -> Any:
@@ -43,6 +89,8 @@ def fits(value: Any, kind: Any) -> bool:
         return number and not (isinstance(value, Integral) and abs(int(value)) >= 2**63)
     if kind in (bool, str):
         return isinstance(value, kind)
+    if kind is Path:  # or an address
+        return isinstance(value, os.PathLike)
     if origin not in (tuple, Sequence):
         return True
     if not isinstance(value, list | tuple):
@@ -54,9 +102,11 @@ def fits(value: Any, kind: Any) -> bool:
 
 def words(kind: Any) -> str:
     """Returns the name of a type for messages."""
-    inner = get_args(kind)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join("None" if one is NoneType else words(one) for one in inner)
     if inner and inner[0] in _PLURAL:
-        return (f"{len(inner)} " if get_origin(kind) is tuple else "") + _PLURAL[inner[0]]
+        return (f"{len(inner)} " if origin is tuple and inner[-1] is not Ellipsis else "") + _PLURAL[inner[0]]
     return _SINGULAR.get(kind) or f"what fits {str(kind).replace('collections.abc.', '')}"
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from flowguide import build, paths
-from flowguide.config import Config, resolve
+from flowguide.config import Config, is_foreign, resolve
 from flowguide.errors import UserError
-from flowguide.networks import Network, as_network
-from flowguide.schema import DataInfo
+from flowguide.networks import Network, as_network, check_network
+from flowguide.schema import DataInfo, Fields
 from flowguide.typing import PyTree
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Model(NamedTuple):
 
         return pictures.figure(sampling.sample(self, cond, **{"num": 16, **options}).x)
 
-    def given(self, **values: Any) -> Given:
+    def given(self, /, **values: Any) -> Given:
         """Returns the model under a condition: ``model.given(x=observed)`` is a distribution to sample and evaluate.
 
         Each value is that of a field, for all samples; text is read as in a prompt.
@@ -97,7 +97,7 @@ class Model(NamedTuple):
         conditions(values, self.info.fields, 1)  # refused here rather than when it is used
         return Given(self, values)
 
-    def given_all(self, **values: Any) -> GivenAll:
+    def given_all(self, /, **values: Any) -> GivenAll:
         """Returns the model under several independent conditions: ``model.given_all(x=[first, second])``.
 
         As a posterior it is p(θ|x_1, …, x_n), for observations that are independent given θ. Values have one row for
@@ -197,11 +197,16 @@ def from_config(config: Config, info: DataInfo, network: Network | None = None) 
         guidance = Guided(target.guided)
     else:
         guidance = Plain() if config.drop_rate > 0 else NoNull()
-    return Model(info, network or _network(config, info), None, build.path(config), guidance)
+    fields = build.network_fields(config, info)
+    foreign = network is not None or is_foreign(config.network.name)
+    network = _network(config, info, fields) if network is None else network
+    if foreign and config.task == "flow":
+        check_network(network, info.shape, fields)
+    return Model(info, network, None, build.path(config), guidance)
 
 
-def _network(config: Config, info: DataInfo) -> Network:
-    chosen, fields = resolve("network", config), build.network_fields(config, info)
+def _network(config: Config, info: DataInfo, fields: Fields) -> Network:
+    chosen = resolve("network", config)
     try:
         return as_network(lambda rngs: chosen.make(info.model_shape, fields, **chosen.settings, rngs=rngs))
     except (ValueError, TypeError, ArithmeticError, AssertionError) as error:

@@ -30,15 +30,18 @@ def path(text: str | os.PathLike[str]) -> Path:
     """Returns the path of a folder or file, or of an address: ``gs://bucket/name`` or ``s3://bucket/name``.
 
     Args:
-      text: also a ``pathlib.Path`` made from an address, of which pathlib drops one slash.
+      text: also a ``pathlib.Path`` made from an address, of which pathlib drops one slash. A leading ~ is the home
+        folder.
 
     Raises:
-      UserError: for an address of another kind, or if the library that reaches it is not installed.
+      UserError: for an empty text, an address of another kind, or if the library that reaches it is not installed.
     """
     text = _COLLAPSED.sub(r"\1://", os.fspath(text), count=1) if _COLLAPSED.match(os.fspath(text)) else os.fspath(text)
     scheme, is_address, place = text.partition("://")
+    if not text.strip():  # of a variable that is not set; it would be the current folder
+        raise UserError(f"expected a file or folder, and got the name {text!r}: give one, . is the current folder")
     if not is_address:
-        return Path(text)
+        return Path(os.path.expanduser(text))
     if scheme not in LIBRARIES or not place.strip("/"):
         kinds = " or ".join(f"{kind}://BUCKET/NAME" for kind in LIBRARIES)
         raise UserError(f"expected a folder, {kinds}; got the address {text}")

@@ -178,7 +178,7 @@ REFUSED = {
     "clash": ((X, {"examples": LABELS}), {}, "call it something else"),
     "no time": ((X, LABELS), {"minutes": 0}, "minutes must be above 0"),
     "ragged": (([[1.0], [2.0, 3.0]],), {}, "rows of different shapes"),
-    "texts": ((np.stack([LABELS, LABELS], 1),), {}, "got texts in 'examples'"),
+    "texts": ((np.stack([LABELS, LABELS], 1),), {}, "got texts 'examples' of shape"),
     "a column twice": (({"a": X[:, 0], "b": LABELS}, {"b": LABELS}), {}, "a condition called 'b'"),
     "columns of two lengths": (({"a": X[:, 0], "b": LABELS[1:]},), {}, "199 values of 'b' for 200 of 'a'"),
 }
@@ -202,7 +202,7 @@ def test_a_model_shows_itself(run):
     assert "data:image/png;base64,iVBOR" in html
     with pytest.raises(UserError, match="unknown field 'colour'"):
         model.given(colour="red")
-    with pytest.raises(UserError, match="expected \\(N, 1\\)"):
+    with pytest.raises(UserError, match="expected numbers \\(N, 1\\)"):
         model.log_prob(np.zeros((3, 2)))
 
 

@@ -32,7 +32,18 @@ def define_column_flags(values: flags.FlagValues) -> None:
 
 def names_in(text: str | None) -> tuple[str, ...]:
     """Returns the names in a text such as "a,b,c"."""
-    return tuple(filter(None, (text or "").split(",")))
+    return tuple(filter(None, map(str.strip, (text or "").split(","))))
+
+
+def columns_in(flag: str, text: str | None) -> tuple[str, ...]:
+    """Returns the columns that a flag names; none if it is not given.
+
+    Raises:
+      UserError: for an empty text, of a variable that is not set: it would stand for all columns.
+    """
+    if text is not None and not names_in(text):
+        raise UserError(f"--{flag} takes columns, as a,b; got {text!r}: name some, or leave --{flag} out")
+    return names_in(text)
 
 
 def define_process_flags(values: flags.FlagValues) -> None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 import flowguide
 from flowguide.build import Splits, splits
-from flowguide.cli.common import define_column_flags, names_in
+from flowguide.cli.common import columns_in, define_column_flags, names_in
 from flowguide.config import CHOICES, SETTINGS, Config, check_types, complete, config_for, default
 from flowguide.errors import UserError, hint
 
@@ -123,10 +123,13 @@ def _data_settings(asked: Mapping[str, str]) -> dict[str, Any]:
     """Returns the settings of a config's ``data`` that ``--data`` and its flags give."""
     from flowguide.data import OURS, is_path
 
-    name, example, size = asked["data"], names_in(asked.get("example")), asked.get("image_size", "0")
+    name, size = asked["data"], asked.get("image_size", "0")
+    example, fields = (columns_in(flag, asked.get(flag)) for flag in ("example", "fields"))
+    if not name.strip():
+        raise UserError(f"--data takes a file, a folder or the name of a prepared set; got {name!r}: give one")
     if not size.isdecimal():
         raise UserError(f"--image_size takes a side in pixels; got {size!r:.100}")
-    settings = {"example": example, "fields": names_in(asked.get("fields")), "image_size": int(size)}
+    settings = {"example": example, "fields": fields, "image_size": int(size)}
     if name not in OURS and is_path(name):
         return {"path": name, **settings}
     if example:

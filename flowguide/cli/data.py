@@ -10,7 +10,7 @@ from absl import flags
 
 from flowguide import storage
 from flowguide.cli.command import Command
-from flowguide.cli.common import define_column_flags, names_in
+from flowguide.cli.common import columns_in, define_column_flags
 from flowguide.data import OURS, describe_dataset, import_path, is_path, open_path, prepare
 from flowguide.data.preparing import find_builder
 from flowguide.errors import UserError, hint
@@ -55,8 +55,8 @@ def main(values: flags.FlagValues, *words: str) -> None:
         takes = "".join(f" and one {word}" for word in ACTIONS[action])
         raise UserError(f"expected {action}{takes}; got {' '.join(words)!r:.100}")
     columns = {
-        "example": names_in(values.example),
-        "fields": names_in(values.fields) or None,
+        "example": columns_in("example", values.example),
+        "fields": columns_in("fields", values.fields) or None,
         "image_size": values.image_size,
     }
     if action == "list":

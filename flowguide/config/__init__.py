@@ -2,7 +2,7 @@
 
 from flowguide.config.auto import config_for
 from flowguide.config.checks import check_numbers, check_types
-from flowguide.config.choices import OPTIONS, choose, complete, resolve
+from flowguide.config.choices import OPTIONS, choose, complete, is_foreign, resolve
 from flowguide.config.defaults import CHOICES, SETTINGS, Config, default
 from flowguide.config.files import FORCEABLE, check_same_run, config_text, read_config
 from flowguide.config.help import settings_help
@@ -21,6 +21,7 @@ __all__ = [
     "config_for",
     "config_text",
     "default",
+    "is_foreign",
     "read_config",
     "resolve",
     "settings_help",

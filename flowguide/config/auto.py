@@ -37,7 +37,7 @@ def config_for(info: DataInfo, size: int, *, timed: bool) -> Config:
     if vectors:
         c.times = ConfigDict({"name": "uniform"})  # narrow densities are made near t = 1
         # As of a prior of the weights: its part of the loss of all examples falls as 1/size.
-        c.optimizer = ConfigDict({"name": "adamw", "weight_decay": min(1.0, 10_000 / size)})
+        c.optimizer = ConfigDict({"name": "adamw", "weight_decay": min(1.0, 6000 / size)})
     c.stratified = True
     c.use = "best"  # a small set is soon learned by heart
     completes = any(isinstance(field, Known) for field in info.fields.values())

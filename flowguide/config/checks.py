@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from flowguide import kinds
 from flowguide.config.choices import check_kind, named
 from flowguide.config.defaults import CHOICE_RANGES, SETTINGS, Config, Range, is_choice
-from flowguide.errors import UserError, hint, listed
+from flowguide.errors import UserError, hint, listed, shown
 
 
 def check_types(config: Config) -> None:
@@ -18,6 +20,8 @@ def check_types(config: Config) -> None:
 
     The settings of named choices are checked when they are built.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config takes what flowguide.config.default() returns, changed; got {shown(config)}")
     got = flat_settings(config.to_dict())
     for name in got:
         if name not in SETTINGS:

@@ -60,19 +60,19 @@ def read_config(workdir: Path, trusted: str | None = "") -> Config:
             if isinstance(value, dict) and isinstance(config.get(name), dict) and name not in CHOICES:
                 value = {**config[name], **value}
             config[name] = kinds.tuples(value)
-        config = ConfigDict(config)
-        check_types(config)
-    except FileNotFoundError:
+        found: Config = ConfigDict(config)
+        check_types(found)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no run in {workdir}: expected a --workdir that train.py has written to") from None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore it from the run's command") from error
-    name = config.network.name
+    name = found.network.name
     if is_foreign(name) and trusted not in (None, name):
         raise UserError(
             f"the run in {workdir} uses the network {name!r:.100}, code outside of flowguide: look at that code, then "
             "allow its import with --trust_code, or load(..., trust_code=True)"
         )
-    return complete(config)
+    return complete(found)
 
 
 def check_same_run(stored: Config, config: Config, force: bool = False) -> None:

@@ -99,7 +99,7 @@ def import_path(
 
 def _folder(name: str, data_dir: str | Path | None) -> Path:
     """Returns where a set of this name is kept, if the name can be given."""
-    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+    if not re.fullmatch("[a-z][a-z0-9_]{0,99}", name):
         raise DataError(f"got the name {name!r:.100}, expected lower-case letters, digits and _, such as my_photos")
     if name in tfds.list_builders(with_community_datasets=False):
         raise DataError(f"got the name {name!r}, which is that of a set that TFDS or flowguide knows: give another")

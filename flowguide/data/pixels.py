@@ -8,11 +8,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flowguide.errors import DataError
+from flowguide.kinds import fits
+from flowguide.schema import image_files
 
-MOST_PIXELS = 2**26  # per file; 200 MB decoded in colour
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # those TFDS decodes; for some others Pillow would start external programs
+LARGEST_SIDE = 2**13  # to which images are resized
 
 
 def encode_png(pixels: np.ndarray) -> io.BytesIO:
@@ -23,26 +22,33 @@ def encode_png(pixels: np.ndarray) -> io.BytesIO:
     return file
 
 
-def decode(file: bytes, shape: tuple[int, int, int], resize: bool = False) -> np.ndarray:
+def check_side(image_size: int | None) -> None:
+    """Raises ``DataError`` unless images can be resized to this side; None is for no resizing."""
+    if image_size is not None and not (fits(image_size, int) and 1 <= image_size <= LARGEST_SIDE):
+        raise DataError(f"got image_size={image_size!r}, expected a side in pixels, 1 to {LARGEST_SIDE}")
+
+
+def decode(file: bytes, shape: tuple[int, int, int], resize: bool = False, *, upright: bool = False) -> np.ndarray:
     """Returns the pixels of an image file, uint8 ``shape``; checks its size before decoding.
 
     Args:
-      file: the content of a PNG, JPEG, GIF or BMP file.
+      file: the content of a file of one of ``image_files.FORMATS``; of an animation, the first picture is taken.
       shape: (H, W, channels) with 1, 3 or 4 channels. Other colour modes are converted: ImageNet has some grey and CMYK
         files.
       resize: whether to resize the largest centred crop of this aspect ratio; otherwise files must have this size.
+      upright: whether to turn the image as its EXIF data say. TFDS does not.
 
     Raises:
-      DataError: if the file is damaged, has another size, or more than ``MOST_PIXELS``.
+      DataError: if the file is damaged, has another size, more than ``image_files.MOST_PIXELS``, or 16 bits a channel.
     """
     height, width, channels = shape
     try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"it has {image.width} x {image.height} pixels; expected at most {MOST_PIXELS:,}")
-            if not resize and image.size != (width, height):
-                raise ValueError(f"it has {image.width} x {image.height} pixels; expected {width} x {height}")
-            image = image.convert(_MODES[channels])
+        with Image.open(io.BytesIO(file), formats=image_files.FORMATS) as image:
+            image_files.check(image)
+            size = image_files.size(image) if upright else image.size
+            if not resize and size != (width, height):
+                raise ValueError(f"it has {size[0]} x {size[1]} pixels; expected {width} x {height}")
+            image = (image_files.upright(image) if upright else image).convert(image_files.MODES[channels])
             if image.size != (width, height):
                 image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
             return np.asarray(image).reshape(shape)

@@ -89,8 +89,7 @@ def find_examples(name: str, features: Any, image_size: int | None) -> tuple[str
     Raises:
       DataError: if there is none, or it cannot be used.
     """
-    if image_size is not None and image_size < 1:
-        raise DataError(f"got image_size={image_size}, expected a side in pixels, 1 or more")
+    pixels.check_side(image_size)
     for reader in READERS.values():
         if found := reader.find(name, features, image_size):
             return found

@@ -6,11 +6,22 @@ A column is anything that an array of row numbers can index: a NumPy array, a me
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowguide.data.column_checks import (
+    check_columns,
+    check_field,
+    check_finite,
+    check_name,
+    check_spread,
+    check_varies,
+    chunks,
+    sampled,
+)
 from flowguide.data.dataset import MEMORY_LIMIT, Dataset, held
 from flowguide.errors import DataError, UserError, hint, listed
 from flowguide.schema import (
@@ -32,12 +43,15 @@ from flowguide.schema import (
     stored,
     vocabulary,
 )
+from flowguide.schema.arrays import as_array
+from flowguide.schema.examples.records import BOOLEAN
 from flowguide.schema.fields.labels import SEPARATOR, names_in
 from flowguide.schema.standard import moments, moments_of_classes
 
+USUAL = ("image", "images", "x")  # what examples are called
 MOST_CLASSES = 1000  # more different texts than this are captions, more different numbers are numbers
+MOST_CAPTIONS_AS_CLASSES = 20  # more different texts than this, most of several words, are captions
 HELD_OUT, MOST_HELD_OUT = 0.1, 10_000  # share of the rows that is held out for validation, and the largest number
-SAMPLE = 20_000  # rows from which means and standard deviations of large columns are computed
 
 
 class Table(NamedTuple):
@@ -49,6 +63,7 @@ class Table(NamedTuple):
       version: changes when the data change.
       place: names the place of a row for errors, "row 3 of wine.csv".
       split: which split the rows are; empty if the table has no splits, so that some rows are held out.
+      wrong: columns that cannot be used, by name, and what to say of one if it is.
     """
 
     name: str
@@ -56,6 +71,7 @@ class Table(NamedTuple):
     version: str
     place: Callable[[int], str]
     split: str = ""
+    wrong: Mapping[str, str] = MappingProxyType({})
 
     @property
     def size(self) -> int:
@@ -89,28 +105,21 @@ def as_column(name: str, given: Any) -> np.ndarray:
         several: Sequence[Any] = given
         if all(isinstance(one, str) for row in several for one in row):  # several classes at once
             given = [SEPARATOR.join(row) for row in several]
-    try:
-        a = np.asarray(given)
-    except (ValueError, TypeError) as error:  # rows of different lengths
-        raise DataError(f"got {name!r} with rows of different shapes ({error}): make them equal") from error
-    if a.dtype == object:
-        texts = [isinstance(value, str) for value in a.reshape(-1)]
-        if a.ndim != 1 or not all(texts):
-            wrong = (
-                f"row {texts.index(False)} is {a[texts.index(False)]!r:.60}" if a.ndim == 1 and a.size else "objects"
-            )
-            raise DataError(f"got {name!r} with {wrong}, expected numbers, or one text each: convert or drop it")
-        a = a.astype(str)
-    if a.dtype.kind not in "biufU" or a.ndim == 0 or a.shape[0] == 0 or 0 in a.shape:
+            if not any(SEPARATOR in text for text in given):  # or they would be taken for classes
+                given = [text + SEPARATOR for text in given]
+    a = as_array(name, given)
+    if a.dtype.kind not in "biufU" or a.ndim == 0 or 0 in a.shape:
         raise DataError(f"got {name!r} of dtype {a.dtype} and shape {a.shape}, expected numbers or texts (N, ...)")
-    return a
+    if a.dtype.kind == "U" and a.ndim > 1:
+        raise DataError(f"got texts {name!r} of shape {a.shape}, expected one for each example, (N,)")
+    return np.strings.strip(a) if a.dtype.kind == "U" else a  # as prompts are
 
 
 def content_hash(columns: Mapping[str, np.ndarray]) -> str:
     """Returns a hash of the names, types and values of all columns."""
     found = hashlib.sha256()
     for name, a in columns.items():
-        found.update(f"{name} {a.dtype} {a.shape};".encode())
+        found.update(f"{name} {a.dtype} {a.shape};".encode(errors="backslashreplace"))
         for start in range(0, a.shape[0], 4096):
             found.update(np.ascontiguousarray(a[start : start + 4096]).tobytes())
     return found.hexdigest()[:16]
@@ -129,16 +138,16 @@ def describe_table(table: Table, example: Sequence[str] = (), fields: Sequence[s
     Raises:
       DataError: if a column is missing, cannot be what it is to be, has one value only, or holds NaN or infinity.
     """
-    if fields is not None and (unknown := [name for name in fields if name not in table.columns]):
-        raise DataError(_no_column(table, unknown[0]))
-    chosen = tuple(example) or _likely_examples(table, fields)
-    if unknown := [name for name in chosen if name not in table.columns]:
-        raise DataError(_no_column(table, unknown[0]))
-    if double := [name for name in chosen if chosen.count(name) > 1]:
-        raise DataError(f"got {double[0]!r} twice as an example: name it once")
+    if fields is not None:
+        check_columns(table, fields)
+    chosen = tuple(example) or likely_examples(table, fields)
+    check_columns(table, chosen)
     if both := sorted(set(chosen) & set(fields or ())):
         raise DataError(f"got {both[0]!r} as an example and as a field: leave it out of one of them")
     others = [name for name in table.columns if name not in chosen] if fields is None else list(fields)
+    check_columns(table, others)
+    for name in others:
+        check_name(table, name)
     examples = _examples(table, chosen)
     return DataInfo(table.name, examples, {name: field_of(table, name, examples) for name in others})
 
@@ -167,9 +176,9 @@ def open_table(
     rows = _rows_of(table, split)
     fields = stored(info.fields)
     chosen = info.examples.names if isinstance(info.examples, Records) else tuple(example)
-    chosen = chosen or _likely_examples(table, tuple(fields))
-    if missing := [name for name in (*chosen, *fields) if name not in table.columns]:
-        raise DataError(_no_column(table, missing[0]))
+    chosen = chosen or likely_examples(table, tuple(fields))
+    check_columns(table, [*chosen, *fields])
+    _check_same_examples(table, chosen, info.examples)
     columns = _example_columns(table, chosen, info.examples)
     readers = {name: _reader(table, name, field) for name, field in fields.items()}
 
@@ -201,19 +210,24 @@ def field_of(table: Table, name: str, examples: Examples) -> Field:
     column = table.columns[name]
     shape, sides = tuple(column.shape[1:]), examples.shape[:-1]
     if column.dtype.kind == "U":
+        check_varies(table, name)
         return _field_of_texts(table, name)
     if column.dtype == np.uint8 and len(shape) in (2, 3):
-        return field_of_column(Column(name, np.dtype(np.uint8), shape if len(shape) == 3 else (*shape, 1)))
+        shape = shape if len(shape) == 3 else (*shape, 1)
+        _check_beside(table, name, shape, sides)
+        return field_of_column(Column(name, np.dtype(np.uint8), shape))
+    check_varies(table, name)
     if column.dtype == np.bool_ and len(shape) == 1 and shape != sides:
         return Labels(tuple(map(str, range(shape[0]))))
     if column.dtype.kind in "biu" and (len(shape) >= 2 or (shape and shape == sides)):
+        _check_beside(table, name, (*shape, 1), sides)
         return _class_map(table, name)
-    _check_finite(table, name, padded=len(shape) == 2 and not _fits_beside(shape, sides))
-    if not shape:
+    check_finite(table, name, padded=len(shape) == 2 and not _fits_beside(shape, sides))
+    if not shape and column.dtype.kind in "biu":
         distinct = np.unique(column[np.arange(table.size)])
-        _check_varies(table, name, len(distinct))
-        if column.dtype.kind in "biu" and len(distinct) <= min(MOST_CLASSES, max(2, table.size // 2)):
+        if len(distinct) <= min(MOST_CLASSES, max(2, table.size // 2)):
             return Label(tuple(str(value) for value in distinct.tolist()))
+    check_spread(table, name)
     if shape and shape == sides:
         return Aligned(Vectors((*shape, 1), *moments(_sample(table, name, (*shape, 1)))))
     mean, scale = moments(_sample(table, name, shape or (1,)))
@@ -223,10 +237,18 @@ def field_of(table: Table, name: str, examples: Examples) -> Field:
         return Aligned(Vectors(shape, mean, scale))
     if len(shape) == 2:
         return Series(*shape, mean, scale)
-    raise DataError(
-        f"got field {name!r} of shape {column.shape} beside examples {examples.shape}, expected an array on the same "
-        "axes with sides that divide theirs, numbers (N, k), or a series (N, L, k): reshape it"
-    )
+    _check_beside(table, name, shape, sides)
+    raise AssertionError
+
+
+def _check_beside(table: Table, name: str, shape: tuple[int, ...], sides: tuple[int, ...]) -> None:
+    """Raises DataError for an array ``(*sides, k)`` that cannot lie beside examples with these sides."""
+    if sides and not _fits_beside(shape, sides):
+        raise DataError(
+            f"got field {name!r} of shape {tuple(table.columns[name].shape)} beside examples of sides {sides}, "
+            "expected an array on the same axes with sides that divide theirs, numbers (N, k), or a series (N, L, k): "
+            "reshape it"
+        )
 
 
 def _field_of_texts(table: Table, name: str) -> Field:
@@ -236,16 +258,23 @@ def _field_of_texts(table: Table, name: str) -> Field:
         names = sorted({one for text in classes for one in names_in(text)})
         if len(names) <= MOST_CLASSES:
             return Labels(tuple(names))
+    if "" in classes:
+        place = table.place(words.index(""))
+        raise DataError(f"got no value of {name!r} in {place}: fill it in, or drop the row")
     spaced = sum(" " in text for text in classes) > len(classes) / 2
-    if len(classes) > MOST_CLASSES or (spaced and len(classes) > 20):
+    if len(classes) > MOST_CLASSES or (spaced and len(classes) > MOST_CAPTIONS_AS_CLASSES):
         return vocabulary(words)
-    _check_varies(table, name, len(classes))
+    if len(classes) == len(words) > MOST_CAPTIONS_AS_CLASSES:
+        raise DataError(
+            f"got {name!r} with another text in each row of {table.name}, such as {words[0]!r:.60}, expected classes "
+            "that come again, or captions: give numbers for amounts and dates, or leave the column out"
+        )
     return Label(classes)
 
 
 def _class_map(table: Table, name: str) -> Field:
     column, seen = table.columns[name], set[int]()
-    for rows in _chunks(table.size):
+    for rows in chunks(table.size):
         seen |= {int(value) for value in np.unique(column[rows]).tolist()}
     if min(seen) < 0 or max(seen) >= MOST_CLASSES:
         raise DataError(
@@ -266,15 +295,19 @@ def _reader(table: Table, name: str, field: Field) -> Callable[[np.ndarray], np.
     Raises:
       DataError: if some row has a value that the field does not know: one of a test split, say.
     """
+    check_field(table, name, field)
     column = table.columns[name]
     if isinstance(field, Aligned | ClassMap | Series):
-        _check_finite(table, name, padded=isinstance(field, Series))
+        check_finite(table, name, padded=isinstance(field, Series))
+        if table.split == "test" and isinstance(field, ClassMap):
+            for rows in chunks(table.size):
+                field.column(f"{name}, {table.place(int(rows[0]))},", column[rows])
         return lambda rows: field.column(name, column[rows])
     a = column[np.arange(table.size)]
     if isinstance(field, Label):
         codes = _codes(table, name, field.values)
         return lambda rows: codes[rows]
-    _check_finite(table, name)
+    check_finite(table, name)
     try:
         values = field.column(name, a.tolist() if a.dtype.kind == "U" else a)
     except UserError as error:
@@ -305,44 +338,72 @@ def _example_columns(table: Table, chosen: Sequence[str], examples: Examples) ->
     """Returns the columns of the examples as numbers, of classes as their codes.
 
     Raises:
-      DataError: for a class that training does not have, and in a test split for what is no number.
+      DataError: for a class that training does not have.
     """
     classes = examples.classes if isinstance(examples, Records) else ((),) * len(chosen)
-    for name in [name for name, each in zip(chosen, classes, strict=True) if not each]:
-        if table.columns[name].dtype.kind == "U":
-            raise DataError(f"got texts in {name!r} of {table.name}, where training has numbers: correct them")
-        if table.split == "test":  # the others were checked when they were described
-            _check_finite(table, name)
     return [
         _codes(table, name, each) if each else table.columns[name] for name, each in zip(chosen, classes, strict=True)
     ]
 
 
 def _examples(table: Table, chosen: Sequence[str]) -> Examples:
-    columns = [table.columns[name] for name in chosen]
-    for name, column in zip(chosen, columns, strict=True):
-        if len(columns) > 1 and len(column.shape) > 1:
-            raise DataError(f"got {name!r} of shape {column.shape} among several columns: give it alone")
-        if column.dtype.kind == "U" and len(column.shape) > 1:
-            raise DataError(f"got texts in {name!r} of shape {column.shape} as examples, expected one each: (N,)")
-    if any(map(_has_classes, columns)):
+    found = _kind_of_examples(table, chosen)
+    if isinstance(found, Images):
+        return found
+    if isinstance(found, Records):
         return _records(table, chosen)
-    first = columns[0]
-    if len(columns) == 1 and first.dtype == np.uint8 and len(first.shape) in (3, 4):
-        shape = tuple(first.shape[1:]) + ((1,) if len(first.shape) == 3 else ())
-        if shape[-1] not in (1, 3, 4):
-            raise DataError(
-                f"got uint8 {chosen[0]!r} of shape {first.shape}, expected images (N, H, W) or (N, H, W, C) with 1, 3 "
-                "or 4 channels, last: transpose them, or give float32 for other arrays"
-            )
-        return Images(shape)
-    for name, column in zip(chosen, columns, strict=True):
-        _check_finite(table, name)
-        if len(columns) > 1:
-            _check_varies(table, name, len(np.unique(column[np.arange(table.size)])))
-    x = stacked([column[_sampled(table)] for column in columns])
+    for name in chosen:
+        check_finite(table, name)
+        check_varies(table, name)
+        check_spread(table, name)
+    x = stacked([table.columns[name][sampled(table)] for name in chosen])
     mean, scale = moments(x if x.ndim > 1 else x[:, None])
-    return Vectors(tuple(x.shape[1:]) or (1,), mean, scale, tuple(chosen) if len(columns) > 1 else ())
+    return Vectors(found.shape, mean, scale, tuple(chosen) if len(chosen) > 1 else ())
+
+
+def _kind_of_examples(table: Table, chosen: Sequence[str]) -> Examples:
+    """Returns what the examples are by dtypes and shapes alone: images, vectors without mean and scale, or records."""
+    for name in chosen:
+        column = table.columns[name]
+        if column.dtype.kind == "U" and len(column.shape) > 1:
+            raise DataError(
+                f"got texts in {name!r} of shape {column.shape} as examples, expected one each, (N,): make it a field"
+            )
+        if len(chosen) > 1 and len(column.shape) > 1:
+            raise DataError(f"got {name!r} of shape {column.shape} among several columns: give it alone")
+    if any(_has_classes(table.columns[name]) for name in chosen):
+        return Records(tuple(chosen), tuple(BOOLEAN if _has_classes(table.columns[name]) else () for name in chosen))
+    first = table.columns[chosen[0]]
+    if len(chosen) > 1 or len(first.shape) == 1:
+        return Vectors((len(chosen),))
+    if first.dtype != np.uint8 or len(first.shape) not in (3, 4):
+        return Vectors(tuple(first.shape[1:]))
+    shape = tuple(first.shape[1:]) + ((1,) if len(first.shape) == 3 else ())
+    if shape[-1] not in (1, 3, 4):
+        raise DataError(
+            f"got uint8 {chosen[0]!r} of shape {first.shape}, expected images (N, H, W) or (N, H, W, C) with 1, 3 or 4 "
+            "channels, last: transpose them, or give float32 for other arrays"
+        )
+    return Images(shape)
+
+
+def _check_same_examples(table: Table, chosen: Sequence[str], examples: Examples) -> None:
+    """Raises DataError unless a table has examples of this kind: those of a test split may be of another."""
+    classes = examples.classes if isinstance(examples, Records) else ((),) * len(chosen)
+    for name, each in zip(chosen, classes, strict=True):
+        if table.columns[name].dtype.kind == "U" and not each:
+            raise DataError(
+                f"got texts in {name!r} as examples, {table.place(0)}, where training has numbers: correct them"
+            )
+    found = _kind_of_examples(table, chosen)
+    if (type(found), found.shape) != (type(examples), examples.shape):
+        raise DataError(
+            f"got {found.kind} {found.shape} in {table.place(0)}, expected {examples.kind} {examples.shape}, as to "
+            "train on: give both splits one shape and dtype"
+        )
+    if table.split == "test" and not isinstance(found, Images):  # ``describe_table`` has checked the others
+        for name in chosen:
+            check_finite(table, name)
 
 
 def _has_classes(column: Any) -> bool:
@@ -353,11 +414,13 @@ def _has_classes(column: Any) -> bool:
 def _records(table: Table, chosen: Sequence[str]) -> Records:
     classes, means, scales = [], [], []
     for name in chosen:
-        _check_finite(table, name)
-        column = table.columns[name][np.arange(table.size)]
-        distinct, counts = np.unique(column, return_counts=True)
-        _check_varies(table, name, len(distinct))
+        check_finite(table, name)
+        check_varies(table, name)
+        column = table.columns[name]
+        names: tuple[str, ...] = ()
         if _has_classes(column):
+            column = column[np.arange(table.size)]
+            distinct, counts = np.unique(column, return_counts=True)
             if len(distinct) > MOST_CLASSES:
                 raise DataError(
                     f"got {len(distinct):,} different texts in {name!r} as a part of the examples, expected classes, "
@@ -366,19 +429,26 @@ def _records(table: Table, chosen: Sequence[str]) -> Records:
             if "" in distinct:
                 row = int(np.argmax(column == ""))
                 raise DataError(f"got no value of {name!r} in {table.place(row)}: fill it in, or drop the row")
-            mean, scale = moments_of_classes(counts)
+            names, (mean, scale) = tuple(map(str, distinct.tolist())), moments_of_classes(counts)
         else:
-            mean, scale = moments(column[_sampled(table)][:, None])
-        classes.append(tuple(map(str, distinct.tolist())) if _has_classes(column) else ())
+            check_spread(table, name)
+            mean, scale = moments(column[sampled(table)][:, None])
+        classes.append(names)
         means, scales = [*means, *mean], [*scales, *scale]
     return Records(tuple(chosen), tuple(classes), tuple(means), tuple(scales))
 
 
-def _likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, ...]:
+def likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the columns that are the examples if none are named, see ``describe_table``.
+
+    Raises:
+      DataError: if there is no such column, or several that exclude each other.
+    """
     free = [name for name in table.columns if name not in (fields or ())]
-    for usual in ("image", "images", "x"):
+    for usual in USUAL:
         if usual in free:
             return (usual,)
+    check_columns(table, free)  # numbers with a text among them would silently be no examples
     wide = [name for name in free if len(table.columns[name].shape) > 1]
     if len(wide) == 1 or len(free) == 1:
         return tuple(wide or free)
@@ -391,7 +461,8 @@ def _likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, .
         floats = [name for name in numbers if table.columns[name].dtype.kind == "f"]
         numbers = floats or numbers
     if not numbers:
-        raise DataError(f"got {table.name} with no column of numbers or images left for the examples: name them")
+        text = f" ({str(table.columns[free[0]][0])!r:.60} in {free[0]!r} is a text)" if free else ""
+        raise DataError(f"got {table.name} with no column of numbers or images left for the examples{text}: name them")
     return tuple(numbers)
 
 
@@ -402,52 +473,14 @@ def _rows_of(table: Table, split: str) -> np.ndarray:
         known = table.split or "train and test"
         raise DataError(f"got split {split!r} of {table.name}, expected {known}")
     if table.size < 2:
-        raise DataError(f"got {table.size} rows in {table.name}, expected at least 2: one is held out for validation")
+        raise DataError(f"got a single row in {table.name}, expected at least 2: one is held out to validate with")
     order = np.random.default_rng(0).permutation(table.size)
     count = min(max(1, round(HELD_OUT * table.size)), MOST_HELD_OUT)
     return np.sort(order[:count] if split == "test" else order[count:])
 
 
-def _chunks(size: int) -> Iterator[np.ndarray]:
-    """Yields all row numbers in parts, as a column may be too large to hold."""
-    for start in range(0, size, 4096):
-        yield np.arange(start, min(start + 4096, size))
-
-
-def _sampled(table: Table) -> np.ndarray:
-    """Returns the rows from which means and standard deviations are computed."""
-    return np.sort(np.random.default_rng(0).permutation(table.size)[:SAMPLE])
-
-
 def _sample(table: Table, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns rows of a column of numbers ``(n, *shape)``, without those of NaN that pad a series."""
-    a = table.columns[name][_sampled(table)].reshape(-1, *shape).astype(np.float32)
+    a = table.columns[name][sampled(table)].reshape(-1, *shape).astype(np.float32)
     padding = np.isnan(a).all(axis=-1)
     return a[~padding] if padding.any() else a
-
-
-def _check_finite(table: Table, name: str, *, padded: bool = False) -> None:
-    """Raises DataError for NaN and infinity; ``padded`` allows NaN throughout the last rows of a series."""
-    column = table.columns[name]
-    if column.dtype.kind != "f":
-        return
-    for rows in _chunks(table.size):
-        a = column[rows]
-        bad = ~np.isfinite(a)
-        if padded:
-            nothing = np.isnan(a).all(axis=-1)
-            ends = np.logical_and.accumulate(nothing[:, ::-1], axis=1)[:, ::-1]
-            bad &= ~ends[..., None]
-        if bad.any():
-            row = int(np.argmax(bad.reshape(len(a), -1).any(axis=1)))
-            number = a[row][bad[row]].reshape(-1)[0]
-            raise DataError(f"got {number} in {name!r}, {table.place(int(rows[row]))}: fill it in, or drop the row")
-
-
-def _check_varies(table: Table, name: str, distinct: int) -> None:
-    if distinct < 2:
-        raise DataError(f"got {name!r} with the same value in all rows of {table.name}: leave the column out")
-
-
-def _no_column(table: Table, name: str) -> str:
-    return f"got column {name!r}{hint(name, table.columns)}, expected columns of {table.name}: {listed(table.columns)}"

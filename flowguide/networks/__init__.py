@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from flowguide.networks.check import check_network
 from flowguide.networks.classifier import Classifier, log_probability
 from flowguide.networks.dit import SIZES, DiT
 from flowguide.networks.embed import ConditionEmbedding, TimeEmbedding
@@ -29,6 +30,7 @@ __all__ = [
     "TimeEmbedding",
     "UNet",
     "as_network",
+    "check_network",
     "count_parameters",
     "log_probability",
 ]

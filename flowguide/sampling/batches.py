@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from flowguide import processes
+from flowguide.errors import UserError, shown
 from flowguide.sampling.request import SampleRequest
 from flowguide.typing import Array, Device, PRNGKey, PyTree
 
@@ -33,6 +34,9 @@ class Devices(NamedTuple):
 
 def in_a_row(devices: Sequence[Device] | None) -> Devices:
     """Returns the given devices, or all of them, those of other processes too."""
+    given = devices if isinstance(devices, list | tuple) else () if devices is None else (devices,)
+    if not all(isinstance(device, jax.Device) for device in given):
+        raise UserError(f"devices takes some of jax.devices(); got {shown(devices)}")
     mesh = jax.sharding.Mesh(np.asarray(devices or jax.devices()), ("data",))
     return Devices(mesh, NamedSharding(mesh, _EACH), NamedSharding(mesh, _SAME))
 

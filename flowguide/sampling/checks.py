@@ -7,7 +7,8 @@ import numpy as np
 
 from flowguide import guidance, paths, solvers, times
 from flowguide.condition import Condition
-from flowguide.errors import UserError, hint, listed
+from flowguide.errors import UserError, hint, listed, shown
+from flowguide.kinds import check_values, tuples, types_of
 from flowguide.model import GammaConditioned, Guided, Model, NoNull
 from flowguide.networks.perturbation import Perturbation
 from flowguide.sampling.config import ADAPTIVE, SamplerConfig
@@ -35,6 +36,10 @@ def resolve_defaults(config: SamplerConfig, model: Model | None = None, measured
     Raises:
       UserError: for settings that cannot be, whatever the model.
     """
+    if not isinstance(config, SamplerConfig):
+        raise UserError(f"config takes a SamplerConfig, such as SamplerConfig(steps=50); got {shown(config)}")
+    check_values(config._asdict(), types_of(SamplerConfig))
+    config = config._replace(**{name: tuples(v) for name, v in config._asdict().items() if isinstance(v, list)})
     if config.sampler not in SAMPLERS:
         raise UserError(
             f"unknown sampler {config.sampler!r}{hint(str(config.sampler), SAMPLERS)}: there are {', '.join(SAMPLERS)}"
@@ -48,6 +53,15 @@ def resolve_defaults(config: SamplerConfig, model: Model | None = None, measured
     _check_guidance(config)
     sampler.check(config)
     return config
+
+
+def check_counts(seed: int = 0, **counts: int) -> None:
+    """Raises ``UserError`` for a count below 1, or a seed that is none."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name} must be at least 1; got {count}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be from 0 to 2^32 - 1; got {seed}")
 
 
 def _check_integration(config: SamplerConfig, sampler: Sampler) -> None:
@@ -156,6 +170,8 @@ def check_together(
 
 def check(model: Model, request: SampleRequest, config: SamplerConfig, weak: Model | None = None) -> None:
     """Raises ``UserError`` for a request that a model cannot serve; ``config`` is resolved."""
+    if model.params is None:
+        raise UserError("the model has no parameters: train it, or load one from the folder of a run")
     for what, numbers in (
         ("gamma", request.gamma),
         ("gamma_negative", request.gamma_negative),

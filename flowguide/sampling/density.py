@@ -11,14 +11,16 @@ import numpy as np
 
 from flowguide import likelihood, processes
 from flowguide.errors import UserError
+from flowguide.kinds import checked
 from flowguide.model import Model
 from flowguide.sampling.batches import Draw, batches, in_a_row, spread
-from flowguide.sampling.checks import check, resolve_defaults
+from flowguide.sampling.checks import check, check_counts, resolve_defaults
 from flowguide.sampling.config import DEFAULT, SamplerConfig
 from flowguide.sampling.draw import Functions, functions_of
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity
 from flowguide.sampling.request import SampleRequest, request
 from flowguide.schema import Known, Records, Vectors
+from flowguide.schema.arrays import as_array
 from flowguide.schema.conditions import Cond
 from flowguide.times import grid
 from flowguide.typing import Array, Device, PRNGKey, PyTree
@@ -26,6 +28,7 @@ from flowguide.typing import Array, Device, PRNGKey, PyTree
 EXACT = 64  # dimensions up to which the divergence is exact
 
 
+@checked
 def log_prob(
     model: Model,
     x: Any,
@@ -77,9 +80,17 @@ def log_prob(
         )
     if not isinstance(info.examples, Vectors):
         raise UserError(f"log_prob is of arrays of floats, and {info.name} has images, which are discrete")
-    x = np.asarray(x, np.float32)
-    if x.shape[1:] != info.shape or x.ndim == 0 or not len(x):
-        raise UserError(f"got x of shape {x.shape}, expected (N, {', '.join(map(str, info.shape))})")
+    check_counts(seed, batch_size=batch_size, steps=steps, probes=1 if probes is None else probes)
+    x = as_array("x", x)
+    if x.dtype.kind not in "biuf" or x.shape[1:] != info.shape or x.ndim == 0 or not len(x):
+        expected = f"numbers (N, {', '.join(map(str, info.shape))})"
+        raise UserError(f"got x of dtype {x.dtype} and shape {x.shape}, expected {expected}")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        x = x.astype(np.float32)
+    if (bad := ~np.isfinite(x).reshape(len(x), -1).all(axis=1)).any():
+        raise UserError(
+            f"got x with NaN, infinity or numbers too large for float32 in row {int(np.argmax(bad))}: drop it"
+        )
     size = int(np.prod(info.shape))
     if probes is None and size > EXACT:
         raise UserError(f"an exact log-density takes {size} derivatives a step: set probes=8, say, to estimate it")

@@ -12,11 +12,12 @@ import numpy as np
 
 from flowguide import guidance, processes, solvers
 from flowguide.errors import UserError
+from flowguide.kinds import checked
 from flowguide.model import GammaConditioned, Model
 from flowguide.networks import Network
 from flowguide.paths import Path
 from flowguide.sampling.batches import Draw, batches, in_a_row, spread
-from flowguide.sampling.checks import SAMPLERS, check, resolve_defaults
+from flowguide.sampling.checks import SAMPLERS, check, check_counts, resolve_defaults
 from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, measured_velocity, weak_velocity
 from flowguide.sampling.measured import Inpaint, Measured, read_measured
@@ -60,6 +61,7 @@ def functions_of(model: Model, weak: Model | None = None) -> Functions:
     return Functions(model.network, weaker, model.path, conditioned, model.info.examples)
 
 
+@checked
 def sample(
     model: Model,
     cond: Cond = "",
@@ -111,7 +113,8 @@ def sample(
     if measured is not None:
         measured = read_measured(measured, model.info)
         default = len(measured.y) if len(measured.y) > 1 else default
-    num = _count(cond, num, default, batch_size, model)
+    num = sample_count(cond, num, default, model.info.fields)
+    check_counts(seed, num=num, batch_size=batch_size)
     if config.sampler == "fkc":
         raise UserError("sampler 'fkc' draws particles of a law together: call sample_particles")
     asked = request(model, cond, num, gamma, negative, gamma_negative, compose, measured)
@@ -131,6 +134,7 @@ def sample(
     return Samples(asked.measured.kept(x) if isinstance(asked.measured, Inpaint) else x, np.concatenate(cost))
 
 
+@checked
 def sample_particles(
     model: Model,
     cond: Cond = "",
@@ -170,7 +174,8 @@ def sample_particles(
       UserError: for settings that cannot be, before anything is computed, and for particles that are not finite.
     """
     config = resolve_defaults(config, model)
-    num = _count(cond, num, 1, batch_size, model)
+    num = sample_count(cond, num, 1, model.info.fields)
+    check_counts(seed, num=num, batch_size=batch_size)
     if config.sampler != "fkc":
         raise UserError(f"sample_particles is for the sampler 'fkc'; got {config.sampler!r}: call sample")
     asked = request(model, cond, num, gamma, negative, gamma_negative, compose)
@@ -193,6 +198,7 @@ def sample_particles(
     return ParticleSamples(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
 
 
+@checked
 def sample_product(
     model: Model,
     conds: Sequence[Cond],
@@ -218,6 +224,7 @@ def sample_product(
     Raises:
       UserError: as ``sample_particles``.
     """
+    check_counts(seed, num=num)
     config = config._replace(particles=max(num, config.particles))
     first, *rest = conds
     compose = [(cond, 1.0) for cond in rest]
@@ -276,13 +283,6 @@ def _on_a_grid(
 def _program(functions: Functions, config: SamplerConfig, mesh: jax.sharding.Mesh) -> Draw:
     """The jitted sampler. Each device draws whole samples or, for particles, whole laws."""
     return spread(drawing(functions, config), mesh)
-
-
-def _count(cond: Cond, num: int | None, default: int, batch_size: int, model: Model) -> int:
-    num = sample_count(cond, num, default, model.info.fields)
-    if num < 1 or batch_size < 1:
-        raise UserError(f"num and batch_size must be at least 1; got {num} and {batch_size}")
-    return num
 
 
 def _check_drawn(x: np.ndarray, status: np.ndarray, config: SamplerConfig) -> None:

@@ -10,11 +10,13 @@ import jax
 from flowguide import checkpoint, storage
 from flowguide.config import read_config
 from flowguide.errors import UserError
+from flowguide.kinds import checked
 from flowguide.model import Model, from_config
 from flowguide.networks import Network
 from flowguide.schema import info_from_json
 
 
+@checked
 def load(
     workdir: str | Path, step: int | None = None, *, trust_code: bool = False, network: Network | None = None
 ) -> Model:

@@ -239,7 +239,7 @@ def _from_text(what: str, text: str, examples: Examples) -> np.ndarray:
     array = text.endswith(".npy")
     if len(examples.shape) == 1 and not array:
         return parse_row(what, text, Known(examples))
-    values, opacity = files.load(what, text, Vectors(examples.shape) if array else examples)
+    values, opacity = files.read_any(what, text, Vectors(examples.shape) if array else examples)
     return values if opacity is None else np.where(opacity == 0, np.nan, values.astype(np.float32))
 
 

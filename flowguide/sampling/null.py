@@ -49,7 +49,7 @@ def check_null(model: Model, seed: int) -> Null:
       seed: of the training run, from which its first parameters follow.
     """
     names = [_names(place) for place, _ in jax.tree_util.tree_flatten_with_path(model.params)[0]]
-    tokens = [i for i, name in enumerate(names) if name[-1] == "null"]
+    tokens = [i for i, name in enumerate(names) if name[-1:] == ["null"]]
 
     @jax.jit
     def look(params: PyTree) -> tuple[list[Array], Array]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowguide.condition import Condition
-from flowguide.errors import UserError
+from flowguide.errors import UserError, shown
 from flowguide.model import GammaConditioned, Model, Plain
 from flowguide.sampling.measured import Measured, for_each
 from flowguide.schema.conditions import Cond, conditions, negative_list
@@ -61,14 +61,14 @@ def request(
       UserError: for conditions and scales that cannot be.
     """
     fields = model.info.fields
-    for pair in compose:
+    for pair in compose if isinstance(compose, list | tuple) else (compose,):
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], int | float | np.number)):
-            raise UserError(f'compose takes pairs of condition and weight, as [("hat=red", 0.5)]; got {pair!r}')
+            raise UserError(f'compose takes pairs of condition and weight, as [("hat=red", 0.5)]; got {shown(pair)}')
     gamma = default_gamma(model) if gamma is None else gamma
     try:
         gammas = np.broadcast_to(np.asarray(gamma, np.float32), (num,))
     except (ValueError, TypeError):
-        raise UserError(f"gamma must be a number, or an array of shape ({num},); got {gamma!r}") from None
+        raise UserError(f"gamma must be a number, or an array of shape ({num},); got {shown(gamma)}") from None
     return SampleRequest(
         c=conditions(cond, fields, num),
         negatives=tuple(conditions(d, fields, num) for d in negative_list(negative)),

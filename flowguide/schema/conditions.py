@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from flowguide.condition import Condition
-from flowguide.errors import UserError, listed
+from flowguide.errors import UserError, listed, shown
 from flowguide.schema import prompts
+from flowguide.schema.arrays import as_array
 from flowguide.schema.fields import Field, Fields, blank, value
 
 # A prompt, a label, values by field, an array of the values of the one field; or a list of such, one a sample.
@@ -84,9 +85,9 @@ def _named(cond: Any, fields: Fields) -> Mapping[str, Any]:
     if isinstance(cond, Mapping):
         return cond
     if not isinstance(cond, int | float | np.generic | np.ndarray | jax.Array):
-        raise UserError(f"got {cond!r}, expected {_FORMS}")
+        raise UserError(f"got {shown(cond)}, expected {_FORMS}")
     if len(fields) != 1:
-        raise UserError(f"got {cond!r}, and {_there_are(fields)}: say which, as a prompt or a dict")
+        raise UserError(f"got {shown(cond)}, and {_there_are(fields)}: say which, as a prompt or a dict")
     return dict.fromkeys(fields, cond)
 
 
@@ -122,7 +123,7 @@ def _by_field(given: Mapping[str, Any], fields: Fields, num: int) -> Condition:
 def _column(name: str, asked: Any, field: Field, num: int) -> np.ndarray:
     """Returns the values of a field ``(num, ...)``."""
     if _one_each(asked, field):
-        rows = [value(name, each, field) for each in np.asarray(asked)]
+        rows = [value(name, each, field) for each in as_array(name, asked)]
     else:
         rows = [value(name, asked, field)] * num
     if len(rows) != num:
@@ -136,7 +137,7 @@ def _ready(c: Condition, fields: Fields, num: int) -> Condition:
         (name,) = fields
         c = Condition({name: c.value}, {name: c.present})
     if not isinstance(c.value, Mapping) or not isinstance(c.present, Mapping) or set(c.value) != set(c.present):
-        raise UserError(f"a Condition has a value and a presence by field, and {_there_are(fields)}; got {c}")
+        raise UserError(f"a Condition has a value and a presence by field, and {_there_are(fields)}; got {shown(c)}")
     if set(c.value) != set(fields):
         raise UserError(f"got a Condition of {listed(c.value) or 'no fields'}, and {_there_are(fields)}")
     if fields and _batch(c) != num:

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 
 from flowguide.condition import Condition
-from flowguide.errors import UserError, hint, listed
+from flowguide.errors import UserError, hint, listed, shown
 from flowguide.schema.fields import Fields, blank
-
-# A comma starts a new field only if a name and "=" follow, so that captions may have commas.
-_SEPARATOR = re.compile(r",(?=\s*\w+\s*=)")
 
 
 def parse(prompt: str, fields: Fields) -> dict[str, np.ndarray]:
@@ -26,13 +23,16 @@ def parse(prompt: str, fields: Fields) -> dict[str, np.ndarray]:
       UserError: for an unknown field or value; lists the known ones.
     """
     found: dict[str, np.ndarray] = {}
-    for part in _SEPARATOR.split(prompt) if prompt.strip() else []:
+    # A comma starts a new field only if a name and "=" follow, so that captions may have commas. A name of a column may
+    # have spaces in it; any other word may be a name that is misspelt.
+    names = "|".join(map(re.escape, fields))
+    for part in re.split(rf",(?=\s*(?:\w+|{names})\s*=)", prompt) if prompt.strip() else []:
         name, equals, text = (piece.strip() for piece in part.partition("="))
         if not equals:
             name, text = _only(part.strip(), fields), part.strip()
         check_name(name, fields)
         if name in found:
-            raise UserError(f"field {name!r} is given twice in {prompt!r}: give it once")
+            raise UserError(f"field {name!r} is given twice in {shown(prompt)}: give it once")
         found[name] = fields[name].parse(name, text)
     return found
 
@@ -60,13 +60,13 @@ def check_name(name: Any, fields: Fields) -> None:
     if not fields:
         raise UserError(f"got a condition on {name!r}, and the data have no fields: leave it out")
     if name not in fields:
-        raise UserError(f"unknown field {name!r}{hint(str(name), fields)}: there are {listed(fields)}")
+        raise UserError(f"unknown field {shown(name)}{hint(str(name), fields)}: there are {listed(fields)}")
 
 
 def _only(got: str, fields: Fields) -> str:
     """The name of the one field, for a value without a name."""
     if not fields:
-        raise UserError(f"got {got!r}, and the data have no fields: leave the condition out")
+        raise UserError(f"got {shown(got)}, and the data have no fields: leave the condition out")
     if len(fields) > 1:
-        raise UserError(f"got {got!r}, expected name=value with a name of {listed(fields)}")
+        raise UserError(f"got {shown(got)}, expected name=value with a name of {listed(fields)}")
     return next(iter(fields))

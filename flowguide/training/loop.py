@@ -20,6 +20,7 @@ from flowguide.build import Splits
 from flowguide.config import Config, check_numbers, check_types, complete, config_text
 from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, numbers_of_batch
 from flowguide.errors import UserError, listed, one_line
+from flowguide.kinds import checked
 from flowguide.model import Model
 from flowguide.networks import Network, count_parameters
 from flowguide.schema import info_to_json
@@ -64,6 +65,7 @@ class Job(NamedTuple):
     files: dict[str, str]
 
 
+@checked
 def train(
     config: Config,
     workdir: str | Path,
@@ -97,6 +99,8 @@ def train(
     if minutes is not None and processes.is_distributed():
         raise UserError("a limit of minutes is for one process; several stop together after a step: set steps")
     workdir = storage.path(workdir)
+    check_types(config)
+    check_window(profile, 0, config.steps)
     job = _build(config, workdir, stop_after, data, network)
     with contextlib.ExitStack() as held:
         check_folder = open_workdir(workdir, job.config, job.files, force, held)
@@ -111,7 +115,6 @@ def train(
 def _build(config: Config, workdir: Path, stop_after: int | None, data: Splits | None, network: Network | None) -> Job:
     """Whatever can be wrong is found out here, before anything is written or computed."""
     checkpoint.check_place(workdir)
-    check_types(config)
     config = complete(config)
     processes.check_same("config", [config.to_dict(), stop_after])
     devices = jax.devices()

@@ -117,7 +117,7 @@ EARLY = [
     ("--guidance=perturbed --perturb=skip", "--perturb=skip takes numbers of blocks, 1+2; got ''"),
     ("--guidance=perturbed --perturb=attention=identity,layers=-1", "--perturb=layers takes numbers of blocks"),
     ("--export=tests", "expected a file to write, and tests is a folder"),
-    ("--export=", "expected a file to write, and . is a folder"),
+    ("--export=", "expected a file or folder, and got the name ''"),
     ("--export=ftp://bucket/file", "got the address ftp://bucket/file"),
     ("--perturb=drop=1", "--perturb takes skip, attention, blur, layers; got 'drop'"),
     ("--compose=3:1 --cond=4", "leave out --cond, or --compose"),

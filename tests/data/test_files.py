@@ -190,7 +190,7 @@ BROKEN = {
     "an empty csv": (text("t.csv", "\n"), "without rows"),
     "names alone": (text("t.csv", HEAD), "without rows"),
     "names twice": (text("t.csv", "a,a\n1,2\n"), "expected different ones in line 1"),
-    "a name missing": (text("t.csv", "a,\n1,2\n"), "expected different ones in line 1"),
+    "a name missing": (text("t.csv", "a,\n1,2\n"), "got no name for column 2 in line 1"),
     "a short row": (text("t.csv", HEAD + ROWS + "1,2\n"), "got 2 values in line 22"),
     "a long row": (text("t.csv", HEAD + "1,2,x,4\n" + ROWS), "got 4 values in line 2"),
     "a text among numbers": (text("t.csv", HEAD + ROWS + "1,many,ape\n"), "got 'many' in 'b', line 22"),
@@ -218,9 +218,9 @@ BROKEN = {
     ),
     "an image beside classes": (images(("x.png", PNG)), "beside folders of classes"),
     "no file_name": (images(("metadata.csv", b"name,kind\nx.png,ape\n")), "expected a column file_name"),
-    "a file that is gone": (images(("metadata.csv", b"file_name,kind\ngone.png,ape\n")), "gone.png in line 2"),
+    "a file that is gone": (images(("metadata.csv", b"file_name,kind\ngone.png,ape\n")), "'gone.png' in line 2"),
     "a folder called csv": (lambda folder: made(folder, lambda f: (f / "t.csv").mkdir(), "t.csv"), "without images"),
-    "one row": (text("t.csv", "a,b\n1.5,2.5\n"), "'a' with the same value"),
+    "one row": (text("t.csv", "a,b\n1.5,2.5\n"), "got a single row in t"),
 }
 
 
@@ -259,5 +259,5 @@ def test_metadata_may_list_images_beside_the_images(tmp_path):
     Image.fromarray(masks[0] ^ 1).save(tmp_path / "mask3.png")
     assert open_path(tmp_path)[0].version != train.version
     (tmp_path / "mask3.png").unlink()
-    with pytest.raises(DataError, match=r"mask3\.png in line 5"):
+    with pytest.raises(DataError, match=r"'mask3\.png' in line 5"):
         open_path(tmp_path)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from flowguide.data.pixels import MOST_PIXELS, decode, encode_png
+from flowguide.data.pixels import decode, encode_png
 from flowguide.errors import DataError
 from flowguide.schema import Vectors, to_floats, to_pixels
+from flowguide.schema.image_files import MOST_PIXELS
 
 
 @pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])

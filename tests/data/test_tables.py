@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowguide.data import describe_table, of_arrays, open_table, tables
+from flowguide.data import column_checks, describe_table, of_arrays, open_table, tables
 from flowguide.errors import DataError
 from flowguide.schema import (
     Aligned,
@@ -204,7 +204,7 @@ def test_what_a_test_split_may_not_have_among_the_examples_is_named_with_its_row
     for changed, message in (
         ({"kind": [*KINDS[:-1], "cats"]}, "kind='cats' in row 39 of data, .* did you mean 'cat'"),
         ({"age": with_one(np.nan)[:, 1]}, "got nan in 'age', row 3 of data"),
-        ({"age": KINDS}, "texts in 'age' of data, where training has numbers"),
+        ({"age": KINDS}, "texts in 'age' as examples, row 0 of data, where training has numbers"),
     ):
         test = of_arrays("data", {**columns, **changed})._replace(split="test")
         with pytest.raises(DataError, match=message):
@@ -268,7 +268,7 @@ BROKEN = {
     "one class": ({"x": X, "c": ["cat"] * N}, {}, "'c' with the same value in all rows"),
     "one number": ({"x": X, "c": np.ones(N)}, {}, "'c' with the same value in all rows"),
     "one number among examples": ({"a": X[:, 0], "b": np.ones(N)}, {}, "'b' with the same value"),
-    "texts of two axes": ({"x": np.array([KINDS, KINDS]).T}, {}, "texts in 'x' of shape (40, 2)"),
+    "texts of two axes": ({"x": np.array([KINDS, KINDS]).T}, {}, "texts 'x' of shape (40, 2)"),
     "one class among examples": ({"a": X[:, 0], "b": ["cat"] * N}, {"example": ("a", "b")}, "'b' with the same value"),
     "nan beside classes": ({"a": with_one(np.nan)[:, 1], "b": KINDS}, {"example": ("a", "b")}, "nan in 'a', row 3"),
     "no class": ({"a": X[:, 0], "b": ["", *KINDS[1:]]}, {"example": ("a", "b")}, "no value of 'b' in row 0"),
@@ -295,7 +295,7 @@ BROKEN = {
         "expected an array on the same axes",
     ),
     "a class map of numbers": (
-        {"x": np.zeros((N, 8, 8), np.uint8), "c": np.full((N, 8, 8), -1)},
+        {"x": np.zeros((N, 8, 8), np.uint8), "c": np.zeros((N, 8, 8), int) - np.arange(N)[:, None, None] % 2},
         {"example": ("x",)},
         "expected a class map of 0 to 999",
     ),
@@ -339,7 +339,7 @@ def test_a_class_that_training_does_not_have_is_named_with_its_row():
 
 
 def test_large_columns_are_checked_in_every_row(monkeypatch):
-    monkeypatch.setattr(tables, "SAMPLE", 10)
+    monkeypatch.setattr(column_checks, "SAMPLE", 10)
     x = np.zeros((5000, 2), np.float32)
     x[:, 0] = np.arange(5000)
     x[4999, 1] = np.inf

@@ -63,7 +63,9 @@ class Aligned(NamedTuple):
         return np.asarray(rows, self.dtype).reshape(-1, *self.shape)
 
     def parse(self, name: str, text: str) -> np.ndarray:
-        return files.read(name, text, self.array)[0]
+        found = files.read(name, text, self.array)[0]
+        self.check(name, found)
+        return found
 
     def check(self, name: str, values: np.ndarray) -> None:
         check_array(name, values, self.array, self.takes)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import jax
 import numpy as np
 
-from flowguide.errors import UserError, hint, listed
+from flowguide.errors import DataError, UserError, hint, listed, shown
+from flowguide.schema.arrays import as_array
 from flowguide.typing import Array, PRNGKey
 
 
@@ -112,13 +113,13 @@ def value(name: str, given: Any, field: Field) -> np.ndarray:
     if isinstance(given, str | np.str_):
         return field.parse(name, str(given))
     try:
-        a = np.asarray(given)
-    except (ValueError, TypeError):
+        a = as_array(name, given)
+    except DataError:
         a = np.asarray(None)
     number = np.integer if np.issubdtype(field.dtype, np.integer) else np.number
     is_number = np.issubdtype(a.dtype, number) or (a.dtype == np.bool_ and a.ndim > 0)  # masks are classes 0 and 1
     if a.shape != field.shape or not is_number or np.iscomplexobj(a):
-        raise UserError(f"field {name!r} takes {field.takes}; got {given!r}")
+        raise UserError(f"field {name!r} takes {field.takes}; got {shown(given)}")
     field.check(name, a)
     return a.astype(field.dtype)
 

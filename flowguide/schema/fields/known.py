@@ -70,7 +70,9 @@ class Known(NamedTuple):
         if len(self.shape) > 1:
             values, alpha = files.read(name, text, self.array)
             hidden = np.zeros(values.shape, bool) if alpha is None else np.broadcast_to(alpha == 0, values.shape)
-            return np.where(hidden, np.nan, values.astype(np.float32))
+            found: Any = np.where(hidden, np.nan, values.astype(np.float32))
+            self.check(name, found)
+            return found
         found = parse_row(f"field {name!r}", text, self)
         self.check(name, found)
         return found
@@ -126,8 +128,9 @@ def parse_row(what: str, text: str, field: Known) -> np.ndarray:
     if ":" not in text and (len(words) != math.prod(field.shape) or isinstance(field.array, Records)):
         raise UserError(f"{what} takes {field.takes}; got {text!r:.100}")
     found: Any = np.full(field.shape, np.nan, np.float32)
-    for place, word in words.items():
-        found[place] = _entry(what, word, field.names[place] if field.names else "", field)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        for place, word in words.items():
+            found[place] = _entry(what, word, field.names[place] if field.names else "", field)
     return found
 
 
@@ -137,15 +140,19 @@ def _entry(what: str, word: str, column: str, field: Known) -> float:
     try:
         return np.nan if word == "?" else float(word)
     except ValueError:
-        raise UserError(f"{what} takes {field.takes}; got {word!r:.100}") from None
+        got = f"{column}:{word}" if column else word
+        raise UserError(f"{what} takes {field.takes}; got {got!r:.100}") from None
 
 
 def _by_column(what: str, text: str, names: tuple[str, ...]) -> dict[int, str]:
     # A semicolon starts a new column only if a colon follows, so that names of classes may have semicolons.
-    words = dict(_split(pair, names) for pair in re.split(r";(?=[^;:]*:)", text))
+    pairs = [_split(pair, names) for pair in re.split(r";(?=[^;:]*:)", text)]
+    words = dict(pairs)
     if unknown := [key for key in words if key not in names]:
         near, known = hint(unknown[0], names), listed(names) or "none"
         raise UserError(f"{what} has no column {unknown[0]!r:.100}{near}: there are {known}")
+    if len(words) < len(pairs):
+        raise UserError(f"{what} got a column twice in {text!r:.100}: give it once")
     return {names.index(key): word for key, word in words.items()}
 
 

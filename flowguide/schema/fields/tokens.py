@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flowguide.errors import DataError
+from flowguide.errors import DataError, hint, listed, shown
 from flowguide.schema.fields.field import Column, Field, check_index, check_setting
 from flowguide.typing import Array, PRNGKey
 
@@ -99,9 +99,10 @@ def _ids(field: Tokens) -> dict[str, int]:
 def _encoded(text: str, field: Tokens, ids: dict[str, int]) -> np.ndarray:
     words = _words(text)
     if unknown := [word for word in words if word not in ids]:
-        raise DataError(f"got the unknown word {unknown[0]!r} in {text!r}, expected words of: {', '.join(ids)}")
+        near, known = hint(unknown[0], ids), listed(ids)
+        raise DataError(f"got the unknown word {unknown[0]!r:.100} in {shown(text)}{near}, expected words of: {known}")
     if len(words) > field.length:
-        raise DataError(f"got {len(words)} words in {text!r}, expected at most {field.length}: shorten it")
+        raise DataError(f"got {len(words)} words in {shown(text)}, expected at most {field.length}: shorten it")
     padded = np.zeros(field.length, np.int32)
     padded[: len(words)] = [ids[word] for word in words]
     return padded
