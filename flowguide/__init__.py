@@ -19,6 +19,7 @@ _ROOMS = (
     "couplings",
     "data",
     "errors",
+    "evaluation",
     "fitting",
     "guidance",
     "likelihood",

@@ -1,9 +1,11 @@
-"""Compares values with type annotations: settings from files that anyone may have edited, arguments of functions."""
+"""Compares values with type annotations: settings from files, arguments of functions; and writes their JSON."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
@@ -115,3 +117,16 @@ def tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: tuples(v) for name, v in value.items()}
     return tuple(tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def as_json(value: Any) -> str:
+    """Returns JSON, in which numbers that are not finite become "inf" or "nan": JSON has no such numbers."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(v) for name, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -146,11 +146,16 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 def replace_text(file: Path, text: str) -> None:
     """Writes a file such that, whatever happens, it holds either the old text or the new."""
+    replace_bytes(file, text.encode())
+
+
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Writes a file such that, whatever happens, it holds either the old content or the new."""
     if is_remote(file):
-        write_text(file, text)
+        write_bytes(file, content)
         return
     beside = file.with_name(f".{file.name}.new")
-    beside.write_text(text)
+    beside.write_bytes(content)
     beside.replace(file)
 
 

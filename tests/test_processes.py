@@ -73,7 +73,7 @@ def wait_for_a_new_checkpoint(workdir, pair):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", ["train", "sample"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
 def test_a_command_joins_the_others_before_jax_looks_for_devices(name, config, tmp_path):
     """JAX refuses afterwards; a check of the flags that computes something is enough for that."""
     program = (
@@ -81,7 +81,8 @@ def test_a_command_joins_the_others_before_jax_looks_for_devices(name, config, t
         "def start(*_):\n    print(backends_are_initialized())\n    sys.exit(0)\n\n"
         "processes.start = start\ncli.main(sys.argv[1:])\n"
     )
-    arguments = [f"--config={config}"] if name == "train" else ["--cond=1", "--gamma=2", "--guidance=apg"]
+    arguments = [f"--config={config}"] if name == "train" else ["--gamma=2", "--guidance=apg"]
+    arguments += ["--cond=1"] * (name == "sample")
     command = [sys.executable, "-c", program, name, f"--workdir={tmp_path}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == "False\n", done.stderr
@@ -189,6 +190,36 @@ def test_two_processes_are_one_run_through_faults(config, data_dir, tmp_path):
     np.testing.assert_allclose(x, sampling.sample(two, "1", num=21, gamma=2.0).x, rtol=1e-5, atol=1e-5)
     assert "21 samples" in drawn[1][0]
     assert "samples" not in drawn[1][1]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(data_dir, tmp_path):
+    """One of them is killed on the way; two go on where they were, and one finishes nothing else."""
+    workdir = tmp_path / "run"
+    loop.train(small(data_dir), workdir)
+    flags = ("-m", "flowguide", "evaluate", f"--workdir={workdir}", "--gamma=1,3", "--steps=3", "--num=1100")
+    alone = [sys.executable, *flags, f"--out={tmp_path / 'one'}"]
+    pair = launch(*flags, f"--out={tmp_path / 'two'}")
+    chunks = tmp_path / "two" / "chunks"
+    while len(list(chunks.rglob("0*.npz"))) < 2:
+        assert all(process.poll() is None for process in pair), finish(pair)
+        time.sleep(0.02)
+    pair[1].kill()
+    assert finish(pair, BOUND)[0][0] != 0
+    kept = {file: file.stat().st_mtime_ns for file in chunks.rglob("0*.npz")}
+    codes, outputs = finish(launch(*flags, f"--out={tmp_path / 'two'}"))
+    assert codes == [0, 0], outputs
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert len(list(chunks.rglob("0*.npz"))) == 6
+    assert "held-out real" in outputs[0]
+    assert "held-out real" not in outputs[1]
+
+    done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    for a, b in zip((one["held_out"], *one["rows"]), (two["held_out"], *two["rows"]), strict=True):
+        for name in ("frechet_distance", "recall", "joint_adherence", "inception_score", "sliced_wasserstein"):
+            assert a["metrics"][name] == pytest.approx(b["metrics"][name], rel=1e-3, abs=2e-3), name
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The command line: ``flowguide train|sample|plan|data|lab``. Importing it is fast and defines no flags."""
+"""The command line: ``flowguide train|sample|evaluate|plan|data|lab``. Importing it is fast and defines no flags."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a velocity network, or a classifier, from a config",
     "sample": "draw samples from a run, guided towards a condition and away from others",
+    "evaluate": "measure samples of a run as guidance grows: Fréchet distance, precision, recall, adherence",
     "plan": "estimate what a run needs, for devices that need not be there",
     "data": "prepare, list and describe data sets",
     "lab": "what every guidance method samples, measured on exact laws",
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
 
 
 def _usage() -> str:
-    lines = [f"  flowguide {name:8}{summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  flowguide {name:10}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(["usage: flowguide COMMAND [--flag=value ...]", "", *lines, "", "flowguide COMMAND --help: flags"])
 
 

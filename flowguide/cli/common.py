@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from flowguide import processes
+from flowguide import processes, storage
 from flowguide.errors import UserError
 
 
@@ -79,6 +79,12 @@ def keep_compiled(place: Path | None, small_ones: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(place))
     if small_ones and "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def keep_compiled_in_run(workdir: Path) -> None:
+    """Keeps compiled programs, small ones too, in the folder of a run, unless it belongs to others."""
+    ours = storage.exists(workdir / "config.json") and storage.may_write(workdir)
+    keep_compiled(workdir / "compiled" if ours else None, small_ones=True)
 
 
 def numbers(name: str, texts: Sequence[str], count: int | None = None, infinite: bool = False) -> list[float]:

@@ -16,10 +16,11 @@ from tqdm import tqdm
 from flowguide import guidance, paths, processes, sampling, solvers, storage
 from flowguide.cli import sample_command, sample_flags
 from flowguide.cli.command import Command
-from flowguide.cli.common import join_processes, keep_compiled
+from flowguide.cli.common import join_processes, keep_compiled_in_run
 from flowguide.cli.sample_command import SampleCommand, check_is_no_folder
-from flowguide.cli.sample_output import Drawn, as_json, as_pngs, write
+from flowguide.cli.sample_output import Drawn, as_pngs, write
 from flowguide.cli.sample_table import check_table
+from flowguide.kinds import as_json
 from flowguide.schema import info_to_json, prompts
 from flowguide.workdir import prepare_folder
 
@@ -46,7 +47,7 @@ def main(values: flags.FlagValues) -> None:
     """Samples; everything that can be wrong is found before anything is computed."""
     join_processes(values)  # before anything is computed, as some checks of the flags do
     command = sample_command.parse(values)
-    _keep_compiled(command.workdir)
+    keep_compiled_in_run(command.workdir)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it if there are several processes; here it ends
     ours = {name: values[name].value for name in values if name not in ("process_id", "coordinator")}
     processes.check_same("command", ours)
@@ -202,12 +203,6 @@ def _export(command: SampleCommand, model: sampling.Model, config: sampling.Samp
     about = {"data": info_to_json(model.info), "train_step": model.step, "negative": command.negatives}
     storage.write_text(file.with_name(file.name + ".json"), as_json({**about, **config._asdict()}))
     print(f"{file}: {len(content):,} bytes; try: python examples/serve.py {file}")
-
-
-def _keep_compiled(workdir: Path) -> None:
-    """Keeps compiled programs in the run's folder, unless it belongs to others."""
-    ours = storage.exists(workdir / "config.json") and storage.may_write(workdir)
-    keep_compiled(workdir / "compiled" if ours else None, small_ones=True)
 
 
 def _warn_of_null(workdir: Path, model: sampling.Model) -> None:

@@ -18,8 +18,8 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     _define_request(values)
     _define_measured(values)
-    _define_guidance(values)
-    _define_sampler(values)
+    define_guidance(values)
+    define_sampler(values)
     _define_output(values)
     define_process_flags(values)
 
@@ -105,7 +105,8 @@ def _define_measured(values: flags.FlagValues) -> None:
     )
 
 
-def _define_guidance(values: flags.FlagValues) -> None:
+def define_guidance(values: flags.FlagValues) -> None:
+    """Defines how to guide."""
     flags.DEFINE_string(
         "guidance",
         _DEFAULT.guidance,
@@ -157,7 +158,8 @@ def _define_guidance(values: flags.FlagValues) -> None:
     )
 
 
-def _define_sampler(values: flags.FlagValues) -> None:
+def define_sampler(values: flags.FlagValues) -> None:
+    """Defines how to integrate."""
     defaults = {
         name: s.defaults(_DEFAULT._replace(sampler=name), None)["solver"] for name, s in sampling.SAMPLERS.items()
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from flowguide import sampling, storage
 from flowguide.cli.sample_command import SampleCommand
 from flowguide.cli.sample_table import save_table
 from flowguide.errors import UserError
+from flowguide.kinds import as_json
 from flowguide.schema import Records, prompts
 
 
@@ -83,19 +82,6 @@ def write(command: SampleCommand, model: sampling.Model, config: sampling.Sample
 def as_pngs(command: SampleCommand, model: sampling.Model) -> bool:
     """Returns whether each sample is written as a PNG."""
     return command.save == "png" and model.info.examples.as_pictures
-
-
-def as_json(value: Any) -> str:
-    """Returns JSON, in which numbers that are not finite become "inf" or "nan": JSON has no such numbers."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(v) for name, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _save(command: SampleCommand, model: sampling.Model, drawn: Drawn) -> None:

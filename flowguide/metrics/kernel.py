@@ -57,4 +57,5 @@ def kid(reference: ArrayLike, samples: ArrayLike, *, subsets: int = 100, size: i
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    k = a @ b.T / a.shape[1] + 1
+    return k * k * k  # NumPy's power is several times slower

@@ -51,24 +51,25 @@ def batches(
     x: Any = None,
     progress: bool = False,
     samples_each: int = 1,
+    first: int = 0,
 ) -> Iterator[tuple[int, PyTree, SampleRequest]]:
     """Yields ``num`` draws in batches: how many of the batch count, a key for each draw, and its part of the request.
 
     All batches have the same size, so that they share one program; the last repeats its final draw to fill up. With
     ``x``, ``(num, ...)``, each key comes in a pair with its row of x. ``samples_each`` is the number of samples a draw
-    makes, for the progress bar.
+    makes, for the progress bar. The first draw has the number ``first``, from which its key follows.
     """
     devices = over.mesh.size
     size = -(-min(size, num) // devices) * devices
     root = np.asarray(jax.random.key_data(jax.random.key(seed)))
     each = request._replace(gamma_negative=None, weights=None)
     with tqdm(total=num * samples_each, disable=not progress, unit="sample", dynamic_ncols=True) as bar:
-        for first in range(0, num, size):
-            index = np.minimum(np.arange(first, first + size), num - 1)
+        for start in range(0, num, size):
+            index = np.minimum(np.arange(start, start + size), num - 1)
             part = processes.put(jax.tree.map(lambda a, index=index: np.asarray(a)[index], each), over.split)
             part = part._replace(gamma_negative=request.gamma_negative, weights=request.weights)
-            kept = min(size, num - first)
-            keys = _keys(root, processes.put(index, over.split))
+            kept = min(size, num - start)
+            keys = _keys(root, processes.put(first + index, over.split))
             yield kept, keys if x is None else (keys, processes.put(x[index], over.split)), part
             bar.update(kept * samples_each)
 

@@ -75,6 +75,7 @@ def sample(
     measured: Measured | None = None,
     config: SamplerConfig = DEFAULT,
     seed: int = 0,
+    first: int = 0,
     batch_size: int = 64,
     devices: Sequence[Device] | None = None,
     progress: bool = False,
@@ -101,6 +102,7 @@ def sample(
         the velocity at t = 1, and miss a y without noise by the error of a step.
       config: how to guide and integrate.
       seed: of the noise.
+      first: number of the first sample, to draw a part of many: the samples are those from ``first`` on.
       batch_size: samples at a time, over all devices; affects memory and speed, and samples only by rounding.
       devices: where to compute; by default all, those of all processes, which must then make this call together.
       progress: show a progress bar.
@@ -125,7 +127,7 @@ def sample(
     params = processes.put((model.params, None if weak is None else weak.params), over.whole)
 
     drawn, cost = [], []
-    for kept, keys, part in batches(asked, num, batch_size, seed, over, progress=progress):
+    for kept, keys, part in batches(asked, num, batch_size, seed, over, progress=progress, first=first):
         x, status, cost_each = (processes.gather(a) for a in program(params, keys, part))
         _check_drawn(x, status, config)
         drawn.append(x[:kept])

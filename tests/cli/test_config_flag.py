@@ -208,7 +208,7 @@ def test_imports_define_no_flags():
 def test_the_help_of_the_program():
     done = run("-m", "flowguide", "--help")
     assert done.returncode == 0
-    for word in ("usage: flowguide COMMAND", "train", "sample", "plan", "data", "lab"):
+    for word in ("usage: flowguide COMMAND", "train", "sample", "evaluate", "plan", "data", "lab"):
         assert word in done.stdout
     alone = run("-m", "flowguide")
     assert (alone.returncode, alone.stdout) == (2, done.stdout)

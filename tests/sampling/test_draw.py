@@ -59,6 +59,16 @@ def test_prompts_conditions_and_lists_are_the_same_thing():
     np.testing.assert_array_equal(one, ready)
 
 
+@pytest.mark.parametrize("solver", ["heun", "renoise"])
+def test_a_part_of_many_samples(solver):
+    config = sampling.SamplerConfig(solver, 6)
+    hats = np.arange(10) % 2
+    whole = draw({"hat": hats}, config=config).x
+    part = draw({"hat": hats[3:7]}, config=config, num=4, first=3).x
+    np.testing.assert_allclose(part, whole[3:7], atol=1e-5)
+    assert np.abs(part - whole[:4]).max() > 0.1
+
+
 def test_data_without_fields_are_drawn_by_number():
     whole = sampling.sample(FREE, num=5, config=sampling.SamplerConfig("euler", 10), batch_size=2)
     assert (whole.evaluations == 10).all()

@@ -1,0 +1,26 @@
+"""What guidance buys: a sweep over settings, measured against real data, that resumes wherever it stopped.
+
+```python
+from flowguide import build, config, evaluation, sampling
+
+model, data = sampling.load("runs/avatars"), build.splits(config.read_config(Path("runs/avatars")))
+found = evaluation.evaluate(evaluation.settings(model, (1, 2, 4)), data, "runs/avatars/evaluation")
+found.rows[0]["metrics"]["frechet_distance"]
+```
+"""
+
+from flowguide.evaluation.figure import save_figure
+from flowguide.evaluation.readers import FeatureNetwork, inception
+from flowguide.evaluation.run import Evaluation, evaluate, save
+from flowguide.evaluation.sweep import Setting, settings
+
+__all__ = [
+    "Evaluation",
+    "FeatureNetwork",
+    "Setting",
+    "evaluate",
+    "inception",
+    "save",
+    "save_figure",
+    "settings",
+]
