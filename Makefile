@@ -5,6 +5,8 @@
 # make mutants: break the formulas of the core one by one and count how many the tests catch (about 20 minutes on two
 #   cores).
 # make lint: run ruff and pyright.
+# make docs: build the documentation site into site/.
+# make docs-serve: show it at http://localhost:8000, and build it again whenever a page changes.
 # Targets set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 RUN    := runs/avatars
 
-.PHONY: demo pod-demo test test-slow mutants lint clean
+.PHONY: demo pod-demo test test-slow mutants lint docs docs-serve clean
 
 demo: $(VENV)/ready
 	$(PY) train.py --config=configs/avatars.py --workdir=$(RUN)
@@ -53,6 +55,15 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
+# Without Material's news. With --quiet, --strict would see no warnings.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
+docs: $(VENV)/ready
+	$(MKDOCS) build --strict
+	@echo "The documentation is in site/index.html; make docs-serve has search too"
+
+docs-serve: $(VENV)/ready
+	$(MKDOCS) serve --livereload
+
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --upgrade --quiet pip
@@ -60,4 +71,4 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache

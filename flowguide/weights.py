@@ -93,7 +93,7 @@ def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]
     """Checks that ``arrays`` has exactly the names and shapes in ``shapes``.
 
     Args:
-      arrays: as :func:`read` returns them.
+      arrays: as ``read`` returns them.
       shapes: expected shapes by name.
       what: the network, for the message.
 

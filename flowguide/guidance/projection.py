@@ -17,8 +17,8 @@ from flowguide.typing import Array, PyTree, Rule, Schedule
 def zero_star(rule: AnyRule) -> AnyRule:
     """CFG-Zero*: scales the reference to the best fit of v (Fan et al. 2025, arXiv 2503.18886).
 
-    The reference becomes s*·u_ref, s* = ⟨v, u_ref⟩/‖u_ref‖², per sample, in velocities. In one dimension s*·u_ref = v,
-    so there is no guidance left.
+    The reference becomes ``s*·u_ref``, ``s* = ⟨v, u_ref⟩/‖u_ref‖²``, per sample, in velocities. In one dimension it is
+    v, so there is no guidance left.
     """
 
     def before(t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -52,9 +52,9 @@ def rectified(
 ) -> Velocity:
     """Rectified-CFG++ (Saini et al. 2025, arXiv 2510.07631): evaluates the guidance half a step ahead.
 
-    u_c(t, x) + s(t)·[u_c − u_∅](t + h, x + h·u_c(t, x)), clipped to t + h ≤ 1: as h → 0 it is CFG with γ = 1 + s. Three
-    network evaluations, two of them in one call. The paper, its code and its blog differ in s and h; the code has a
-    whole step, s = 4.5, 28 steps.
+    ``u_c(t, x) + s(t)·[u_c − u_∅](t + h, x + h·u_c(t, x))``, clipped to t + h ≤ 1: as h → 0 it is CFG with γ = 1 + s.
+    Three network evaluations, two of them in one call. The paper, its code and its blog differ in s and h; the code has
+    a whole step, s = 4.5, 28 steps.
 
     Args:
       velocity: one network for c and ∅.

@@ -1,7 +1,7 @@
 """Metrics of samples: functions of features, class probabilities, predictions or vectors.
 
 A feature network is any function of images, uint8 ``(N, H, W, C)``, that returns features ``(N, F)``: those of a judge
-trained on real images, of :mod:`~flowguide.metrics.inception`, or your own.
+trained on real images, of ``flowguide.metrics.inception``, or your own.
 
 ```python
 judge = train_judge(real.x, real.value)

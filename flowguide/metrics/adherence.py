@@ -35,7 +35,7 @@ def adherence(predicted: Predicted, asked: Asked) -> dict[str, float]:
 def joint_adherence(predicted: Predicted, asked: Asked) -> float:
     """Returns the share of examples with *all* values asked for, among those asked for any; nan if there are none.
 
-    Takes the arguments of :func:`adherence` and raises its errors.
+    Takes the arguments of ``adherence`` and raises its errors.
     """
     fields = _hits(predicted, asked).values()
     if not fields:
@@ -46,7 +46,7 @@ def joint_adherence(predicted: Predicted, asked: Asked) -> float:
 
 
 def standard_errors(predicted: Predicted, asked: Asked) -> dict[str, float]:
-    """Returns by field the :func:`standard_error` of :func:`adherence`; same arguments and errors."""
+    """Returns by field the ``standard_error`` of ``adherence``; same arguments and errors."""
     fields = _hits(predicted, asked).items()
     return {name: standard_error(float(hits[present].mean()), int(present.sum())) for name, (hits, present) in fields}
 

@@ -42,7 +42,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, *, b
       bins: number of bins.
 
     Raises:
-      UserError: as :func:`accuracy`.
+      UserError: as ``accuracy``.
     """
     p, labels = _checked("expected_calibration_error", probabilities, labels)
     if bins < 1:

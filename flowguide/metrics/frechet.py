@@ -1,6 +1,6 @@
 """The Fréchet distance between two sets of features, from streamed moments. Float64 NumPy.
 
-Any features work: Inception's give the FID, and those of a :func:`~flowguide.metrics.judge.train_judge` suit small
+Any features work: Inception's give the FID, and those of a ``flowguide.metrics.judge.train_judge`` suit small
 images. Distances are comparable only for the same feature function and sample size.
 """
 
@@ -42,7 +42,7 @@ def moments(batches: Iterable[ArrayLike]) -> Moments:
 
 
 def update(seen: Moments, batch: ArrayLike) -> Moments:
-    """Returns the moments of ``seen`` and the rows of ``batch``, ``(n, F)``; raises ValueError as :func:`moments`."""
+    """Returns the moments of ``seen`` and the rows of ``batch``, ``(n, F)``; raises ValueError as ``moments``."""
     return merge(seen, _batch_moments(batch))
 
 
@@ -70,7 +70,7 @@ def combine(own: Moments, total: Callable[[np.ndarray], np.ndarray]) -> Moments:
 
     Args:
       own: moments of this process, whose count may be 0.
-      total: sums a float64 array over processes, such as :func:`flowguide.processes.total`.
+      total: sums a float64 array over processes, such as ``flowguide.processes.total``.
     """
     count = total(np.asarray(own.count, np.float64))
     mean = total(own.count * own.mean) / max(count, 1)

@@ -140,7 +140,7 @@ SPATIAL = "Mixed_6d"  # the graph's mixed_6, whose first channels are those of i
 
 
 class Activations(NamedTuple):
-    """What the network says about images; of :func:`activations` float32 NumPy.
+    """What the network says about images; of ``activations`` float32 NumPy.
 
     Attributes:
       pool: features of FID, KID, precision and recall ``(N, 2048)``.
@@ -157,7 +157,7 @@ class Activations(NamedTuple):
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Softmax of ``logits_unbiased``, for :func:`~flowguide.metrics.inception_score`."""
+        """Softmax of ``logits_unbiased``, for ``flowguide.metrics.inception_score``."""
         return np.asarray(jax.nn.softmax(self.logits_unbiased))
 
 
@@ -189,7 +189,7 @@ class InceptionV3(nnx.Module):
         self.head_bias = nnx.Param(_float32(used["fc.bias"]))
 
     def __call__(self, x: Array) -> Activations:
-        """Images of :func:`~flowguide.metrics.resizing.resize`, float32 ``(B, H, W, 3)``, H, W ≥ 75 -> activations.
+        """Images of ``flowguide.metrics.resizing.resize``, float32 ``(B, H, W, 3)``, H, W ≥ 75 -> activations.
 
         Raises:
           UserError: for smaller images, or another number of channels.
@@ -232,7 +232,7 @@ def load_inception(path: str | os.PathLike[str]) -> InceptionV3:
     """Returns the network with the weights of a file, such as pytorch-fid's ``pt_inception-2015-12-05-6726825d.pth``.
 
     Args:
-      path: a PyTorch or safetensors file, see :func:`flowguide.weights.read`; nothing in it is executed.
+      path: a PyTorch or safetensors file, see ``flowguide.weights.read``; nothing in it is executed.
 
     Raises:
       UserError: if the file cannot be read, or does not hold exactly this network.
@@ -244,7 +244,7 @@ def activations(network: InceptionV3, images: Any, *, resize: str = "adm", batch
     """Returns the activations of any number of images, float32 NumPy, computed in batches of one compiled shape.
 
     Args:
-      network: of :func:`load_inception`.
+      network: of ``load_inception``.
       images: uint8 ``(N, H, W, 3)`` or ``(N, H, W, 1)``.
       resize: the package whose resizing to follow, see :data:`flowguide.metrics.resizing.CONVENTIONS`.
       batch: images at a time.

@@ -28,7 +28,7 @@ CHUNK = 500  # images per call at inference: one compiled shape, whatever the nu
 
 
 class Judge(NamedTuple):
-    """A trained judge, for :func:`predict`, :func:`probabilities` and :func:`features`.
+    """A trained judge, for ``predict``, ``probabilities`` and ``features``.
 
     Attributes:
       params: parameters of the network.
@@ -65,7 +65,7 @@ def train_judge(
       num_classes: number of classes by attribute; by default the largest label + 1.
       steps: training steps, with batches of 64.
       learning_rate: peak learning rate.
-      levels: intensity levels of the input encoding, see :func:`encode`. By default 16 for colour images, which
+      levels: intensity levels of the input encoding, see ``encode``. By default 16 for colour images, which
         separates close colours, and 2 for grey ones, where more would only invite overfitting.
       shift: maximal random shift of an image in pixels. By default 0 for colour images, because features have fixed
         positions in avatars, and 1 for grey ones.
@@ -116,7 +116,7 @@ def predict(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
 def probabilities(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
     """Returns the probabilities of the classes by attribute, float32 ``(N, classes)``, for images ``(N, H, W, C)``.
 
-    Raises as :func:`predict`.
+    Raises as ``predict``.
     """
     return {name: np.asarray(jax.nn.softmax(head)) for name, head in heads(judge, images).items()}
 
@@ -124,7 +124,7 @@ def probabilities(judge: Judge, images: ArrayLike) -> dict[str, np.ndarray]:
 def features(judge: Judge, images: ArrayLike) -> np.ndarray:
     """Returns the hidden layer shared by all heads, float32 ``(N, 128)``, for images uint8 ``(N, H, W, C)``.
 
-    Distances between feature sets are comparable only for the same judge. Raises as :func:`predict`.
+    Distances between feature sets are comparable only for the same judge. Raises as ``predict``.
     """
     return read(judge, images)[1]
 

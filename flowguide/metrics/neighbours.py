@@ -76,7 +76,7 @@ def density_coverage(reference: ArrayLike, samples: ArrayLike, *, k: int = 5, bl
     """Returns density and coverage (Naeem et al. 2020, arXiv 2002.09797, §3).
 
     Only the reference has balls, so that an outlier among the samples cannot claim much of the reference as recalled.
-    The arguments and errors are those of :func:`precision_recall`.
+    The arguments and errors are those of ``precision_recall``.
     """
     x, y = _checked("density_coverage", reference, samples, k, block)
     centre = _centre(x)
@@ -99,7 +99,7 @@ def authenticity(train: ArrayLike, samples: ArrayLike, *, block: int = BLOCK) ->
     Args:
       train: features of the training examples ``(N, F)``, N > 1.
       samples: features of samples ``(M, F)``.
-      block: as in :func:`precision_recall`.
+      block: as in ``precision_recall``.
 
     Raises:
       UserError: if the sets do not fit together.
