@@ -54,8 +54,8 @@ def fit(
 
     Args:
       x: examples ``(N, ...)``: uint8 images ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, d)``, signals
-        ``(N, T, C)``, images or volumes of floats ``(N, [D,] H, W, C)``; a dict or a structured array of columns
-        ``(N,)``, of which texts and booleans are classes; or a path, see ``data.files.tables_of``.
+        ``(N, T, C)``, images or volumes of floats ``(N, [D,] H, W, C)``; a dict, a data frame or a structured array of
+        columns ``(N,)``, of which texts and booleans are classes; or a path, see ``data.files.tables_of``.
       condition: one for each example: whole numbers or texts of few different values are classes, other texts are
         captions, other numbers ``(N,)`` or ``(N, k)`` are vectors; or a dict or a data frame of several by name. None
         trains without.
@@ -125,14 +125,6 @@ def _kind(info: DataInfo) -> str:
     return text.format(*info.shape)
 
 
-def _by_name(condition: Any) -> Mapping[str, Any]:
-    if condition is None:
-        return {}
-    if hasattr(condition, "columns"):  # a data frame
-        return {name: condition[name] for name in condition.columns}
-    return condition if isinstance(condition, Mapping) else {_name_of(condition): condition}
-
-
 def _opened(
     x: Any,
     condition: Any,
@@ -147,7 +139,10 @@ def _opened(
         return Splits(*open_path(x, example, fields, image_size=image_size))
     if example or fields is not None or image_size is not None:
         raise UserError("example, fields and image_size are for paths; give arrays as x and condition")
-    conditions, columns = _by_name(condition), _columns(x)
+    conditions = _columns(condition)
+    if conditions is None:
+        conditions = {} if condition is None else {_name_of(condition): condition}
+    columns = {str(key): column for key, column in (_columns(x) or {EXAMPLES: x}).items()}
     if both := [name for name in conditions if name in columns]:
         raise UserError(f"got a condition called {both[0]!r}, as the examples are: call it something else")
     table, chosen = of_arrays(name, {**columns, **conditions}), tuple(columns)
@@ -155,9 +150,11 @@ def _opened(
     return Splits(*(open_table(table, split, info, chosen) for split in ("train", "test")))
 
 
-def _columns(x: Any) -> dict[str, Any]:
-    """Returns the columns of the examples by name."""
-    if isinstance(x, Mapping) and x:
-        return {str(name): column for name, column in x.items()}
-    names = getattr(getattr(x, "dtype", None), "names", None)
-    return {name: x[name] for name in names} if names else {EXAMPLES: x}
+def _columns(given: Any) -> dict[Any, Any] | None:
+    """Returns the columns of a dict, a data frame or a structured array by name; None for anything else."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    names = getattr(given, "columns", None)
+    if names is None:
+        names = getattr(getattr(given, "dtype", None), "names", None)
+    return None if names is None else {name: given[name] for name in names}

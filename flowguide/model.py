@@ -201,7 +201,7 @@ def from_config(config: Config, info: DataInfo, network: Network | None = None) 
     foreign = network is not None or is_foreign(config.network.name)
     network = _network(config, info, fields) if network is None else network
     if foreign and config.task == "flow":
-        check_network(network, info.shape, fields)
+        check_network(network, info.model_shape, fields)
     return Model(info, network, None, build.path(config), guidance)
 
 

@@ -230,7 +230,7 @@ def _npz(path: Path) -> Content:
 
 def _npy(path: Path) -> Content:
     a = load(path, mmap_mode="r")
-    if a.dtype.names:  # samples of a table with classes
+    if a.dtype.names and a.ndim:  # samples of a table with classes
         return _content(path, {name: a[name] for name in a.dtype.names})
     if a.dtype.kind not in "biuf" or a.ndim == 0 or 0 in a.shape:
         raise DataError(f"got {path} of dtype {a.dtype} and shape {a.shape}, expected numbers (N, ...)")

@@ -44,7 +44,6 @@ from flowguide.schema import (
     vocabulary,
 )
 from flowguide.schema.arrays import as_array
-from flowguide.schema.examples.records import BOOLEAN
 from flowguide.schema.fields.labels import SEPARATOR, names_in
 from flowguide.schema.standard import moments, moments_of_classes
 
@@ -258,18 +257,27 @@ def _field_of_texts(table: Table, name: str) -> Field:
         names = sorted({one for text in classes for one in names_in(text)})
         if len(names) <= MOST_CLASSES:
             return Labels(tuple(names))
-    if "" in classes:
-        place = table.place(words.index(""))
-        raise DataError(f"got no value of {name!r} in {place}: fill it in, or drop the row")
+    _check_no_blank(table, name, np.array(words))
     spaced = sum(" " in text for text in classes) > len(classes) / 2
     if len(classes) > MOST_CLASSES or (spaced and len(classes) > MOST_CAPTIONS_AS_CLASSES):
         return vocabulary(words)
-    if len(classes) == len(words) > MOST_CAPTIONS_AS_CLASSES:
-        raise DataError(
-            f"got {name!r} with another text in each row of {table.name}, such as {words[0]!r:.60}, expected classes "
-            "that come again, or captions: give numbers for amounts and dates, or leave the column out"
-        )
+    _check_repeats(table, name, len(classes))
     return Label(classes)
+
+
+def _check_no_blank(table: Table, name: str, column: np.ndarray) -> None:
+    if column.dtype.kind == "U" and (column == "").any():
+        place = table.place(int(np.argmax(column == "")))
+        raise DataError(f"got no value of {name!r} in {place}: fill it in, or drop the row")
+
+
+def _check_repeats(table: Table, name: str, distinct: int) -> None:
+    if distinct == table.size > MOST_CAPTIONS_AS_CLASSES:
+        text = str(table.columns[name][0])
+        raise DataError(
+            f"got {name!r} with another text in each row of {table.name}, such as {text!r:.60}, expected classes that "
+            "come again, or captions as a field: give numbers for amounts and dates, or leave the column out"
+        )
 
 
 def _class_map(table: Table, name: str) -> Field:
@@ -350,29 +358,26 @@ def _examples(table: Table, chosen: Sequence[str]) -> Examples:
     found = _kind_of_examples(table, chosen)
     if isinstance(found, Images):
         return found
-    if isinstance(found, Records):
-        return _records(table, chosen)
     for name in chosen:
         check_finite(table, name)
         check_varies(table, name)
-        check_spread(table, name)
+        if not _has_classes(table.columns[name]):
+            check_spread(table, name)
+    if isinstance(found, Records):
+        return _records(table, chosen)
     x = stacked([table.columns[name][sampled(table)] for name in chosen])
     mean, scale = moments(x if x.ndim > 1 else x[:, None])
     return Vectors(found.shape, mean, scale, tuple(chosen) if len(chosen) > 1 else ())
 
 
 def _kind_of_examples(table: Table, chosen: Sequence[str]) -> Examples:
-    """Returns what the examples are by dtypes and shapes alone: images, vectors without mean and scale, or records."""
+    """Returns what the examples are by dtypes and shapes alone; without classes, mean and scale."""
     for name in chosen:
         column = table.columns[name]
-        if column.dtype.kind == "U" and len(column.shape) > 1:
-            raise DataError(
-                f"got texts in {name!r} of shape {column.shape} as examples, expected one each, (N,): make it a field"
-            )
         if len(chosen) > 1 and len(column.shape) > 1:
             raise DataError(f"got {name!r} of shape {column.shape} among several columns: give it alone")
     if any(_has_classes(table.columns[name]) for name in chosen):
-        return Records(tuple(chosen), tuple(BOOLEAN if _has_classes(table.columns[name]) else () for name in chosen))
+        return Records(tuple(chosen), ((),) * len(chosen))
     first = table.columns[chosen[0]]
     if len(chosen) > 1 or len(first.shape) == 1:
         return Vectors((len(chosen),))
@@ -387,25 +392,6 @@ def _kind_of_examples(table: Table, chosen: Sequence[str]) -> Examples:
     return Images(shape)
 
 
-def _check_same_examples(table: Table, chosen: Sequence[str], examples: Examples) -> None:
-    """Raises DataError unless a table has examples of this kind: those of a test split may be of another."""
-    classes = examples.classes if isinstance(examples, Records) else ((),) * len(chosen)
-    for name, each in zip(chosen, classes, strict=True):
-        if table.columns[name].dtype.kind == "U" and not each:
-            raise DataError(
-                f"got texts in {name!r} as examples, {table.place(0)}, where training has numbers: correct them"
-            )
-    found = _kind_of_examples(table, chosen)
-    if (type(found), found.shape) != (type(examples), examples.shape):
-        raise DataError(
-            f"got {found.kind} {found.shape} in {table.place(0)}, expected {examples.kind} {examples.shape}, as to "
-            "train on: give both splits one shape and dtype"
-        )
-    if table.split == "test" and not isinstance(found, Images):  # ``describe_table`` has checked the others
-        for name in chosen:
-            check_finite(table, name)
-
-
 def _has_classes(column: Any) -> bool:
     """Whether a column of the examples is one of classes. Whole numbers are numbers there, however few."""
     return column.dtype.kind in "Ub" and len(column.shape) == 1
@@ -414,28 +400,40 @@ def _has_classes(column: Any) -> bool:
 def _records(table: Table, chosen: Sequence[str]) -> Records:
     classes, means, scales = [], [], []
     for name in chosen:
-        check_finite(table, name)
-        check_varies(table, name)
-        column = table.columns[name]
-        names: tuple[str, ...] = ()
+        column, names = table.columns[name][np.arange(table.size)], ()
         if _has_classes(column):
-            column = column[np.arange(table.size)]
             distinct, counts = np.unique(column, return_counts=True)
             if len(distinct) > MOST_CLASSES:
                 raise DataError(
                     f"got {len(distinct):,} different texts in {name!r} as a part of the examples, expected classes, "
                     f"at most {MOST_CLASSES:,}: leave the column out, or make it a field"
                 )
-            if "" in distinct:
-                row = int(np.argmax(column == ""))
-                raise DataError(f"got no value of {name!r} in {table.place(row)}: fill it in, or drop the row")
+            _check_no_blank(table, name, column)
+            _check_repeats(table, name, len(distinct))
             names, (mean, scale) = tuple(map(str, distinct.tolist())), moments_of_classes(counts)
         else:
-            check_spread(table, name)
             mean, scale = moments(column[sampled(table)][:, None])
         classes.append(names)
         means, scales = [*means, *mean], [*scales, *scale]
     return Records(tuple(chosen), tuple(classes), tuple(means), tuple(scales))
+
+
+def _check_same_examples(table: Table, chosen: Sequence[str], examples: Examples) -> None:
+    """Raises DataError unless a table has examples of this kind: those of a test split may be of another."""
+    classes = examples.classes if isinstance(examples, Records) else ((),) * len(chosen)
+    for name in [name for name, each in zip(chosen, classes, strict=True) if not each]:
+        if table.columns[name].dtype.kind == "U":
+            place = table.place(0)
+            raise DataError(f"got texts in {name!r} as examples, {place}, where training has numbers: correct them")
+        if table.split == "test" and not isinstance(examples, Images):  # the others were checked for their description
+            check_finite(table, name)
+    found = _kind_of_examples(table, chosen)
+    same = isinstance(examples, Records) or isinstance(found, type(examples))
+    if not same or found.shape != examples.shape:
+        raise DataError(
+            f"got {found.kind} {found.shape} in {table.place(0)}, expected {examples.kind} {examples.shape}, as to "
+            "train on: give both splits one shape and dtype"
+        )
 
 
 def likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, ...]:
@@ -445,13 +443,18 @@ def likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, ..
       DataError: if there is no such column, or several that exclude each other.
     """
     free = [name for name in table.columns if name not in (fields or ())]
-    for usual in USUAL:
-        if usual in free:
-            return (usual,)
+    if usual := next((name for name in USUAL if name in free), None):
+        check_columns(table, [usual])
+        if table.columns[usual].dtype.kind == "U":  # names of files, say
+            raise DataError(
+                f"got texts in {usual!r}, {table.place(0)}, expected numbers or images under this name: name the "
+                "examples, example=..., or list files as file_name in a metadata.csv beside them"
+            )
+        return (usual,)
     check_columns(table, free)  # numbers with a text among them would silently be no examples
     wide = [name for name in free if len(table.columns[name].shape) > 1]
-    if len(wide) == 1 or len(free) == 1:
-        return tuple(wide or free)
+    if len(wide) == 1:
+        return tuple(wide)
     if wide:
         raise DataError(
             f"got the columns {listed(wide)} of two axes or more, expected one: name the examples, example=..."

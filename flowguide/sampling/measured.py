@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowguide.errors import UserError, one_line
+from flowguide.errors import DataError, UserError, one_line
 from flowguide.guidance import Measurement, inverse
 from flowguide.schema import DataInfo, Examples, Known, Records, Vectors, files, parse_row
+from flowguide.schema.arrays import as_array
 from flowguide.typing import Array
 
 # y, A and the standard deviation of the noise, as the network sees them.
@@ -223,16 +224,17 @@ def for_each(measured: Measured, num: int) -> Measured:
 
 def _numbers(what: str, y: Any, examples: Examples) -> np.ndarray:
     if isinstance(y, Mapping):
-        y = "; ".join(f"{name}:{number!r}" for name, number in y.items())
+        y = "; ".join(f"{name}:{number}" for name, number in y.items())
     if isinstance(y, str | Path):
         y = _from_text(what, str(y), examples)
     try:
-        found = np.asarray(y)
-    except ValueError:  # lists of different lengths
+        found = as_array(what, y)
+    except DataError:
         found = np.asarray(None)
     if not np.issubdtype(found.dtype, np.number) or np.iscomplexobj(found):
         raise UserError(f"{what} takes an array of numbers, or the name of a file; got {one_line(repr(y), 100)}")
-    return found.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        return found.astype(np.float32)
 
 
 def _from_text(what: str, text: str, examples: Examples) -> np.ndarray:
