@@ -7,6 +7,8 @@
 # make lint: run ruff and pyright.
 # make docs: build the documentation site into site/.
 # make docs-serve: show it at http://localhost:8000, and build it again whenever a page changes.
+# make notebooks: run the scripts of docs/notebooks and write their outputs into the notebooks beside them (half an hour
+#   on one core).
 # Targets set up .venv on first use. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 RUN    := runs/avatars
 
-.PHONY: demo pod-demo test test-slow mutants lint docs docs-serve clean
+.PHONY: demo pod-demo test test-slow mutants lint docs docs-serve notebooks clean
 
 demo: $(VENV)/ready
 	$(PY) train.py --config=configs/avatars.py --workdir=$(RUN)
@@ -63,6 +65,9 @@ docs: $(VENV)/ready
 
 docs-serve: $(VENV)/ready
 	$(MKDOCS) serve --livereload
+
+notebooks: $(VENV)/ready
+	$(PY) tools/notebooks.py
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

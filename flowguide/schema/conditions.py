@@ -65,7 +65,7 @@ def sample_count(cond: Cond, num: int | None, default: int, fields: Fields) -> i
     if isinstance(cond, Sequence):
         return default if isinstance(cond, str) else len(cond)
     named = {name: a for name, a in _named(cond, fields).items() if name in fields}
-    lengths = [len(a) for name, a in named.items() if _one_each(_channelled(a, fields[name]), fields[name])]
+    lengths = [len(a) for name, a in named.items() if _one_each(_with_last_axis(a, fields[name]), fields[name])]
     return max(lengths, default=default)
 
 
@@ -77,6 +77,7 @@ def rows(values: Mapping[str, Any], fields: Fields) -> tuple[dict[str, Any], ...
     """
     count = sample_count(values, None, 0, fields) or 1
     conditions(values, fields, count)
+    values = {name: _with_last_axis(a, fields[name]) for name, a in values.items()}
     return tuple({n: a[i] if _one_each(a, fields[n]) else a for n, a in values.items()} for i in range(count))
 
 
@@ -91,14 +92,20 @@ def _named(cond: Any, fields: Fields) -> Mapping[str, Any]:
     return dict.fromkeys(fields, cond)
 
 
-def _channelled(given: Any, field: Field) -> Any:
-    """Returns an array with the channel axis that pictures ``(..., H, W)`` leave out."""
+def _with_last_axis(given: Any, field: Field) -> Any:
+    """Returns an array with the last axis that may be left out: of pictures ``(..., H, W)``, of numbers () or (N,)."""
     shape = field.shape
-    if len(shape) > 1 and shape[-1] == 1 and not isinstance(given, str | Mapping):
+    if shape[-1:] != (1,) or isinstance(given, str | Mapping):
+        return given
+    try:
         got = np.shape(given)
-        if got[-len(shape) :] != shape and got[1 - len(shape) :] == shape[:-1]:
-            return np.asarray(given)[..., None]
-    return given
+    except ValueError:  # lists of different lengths
+        return given
+    if len(shape) == 1:
+        left_out = len(got) < 2 and got != shape
+    else:
+        left_out = got[-len(shape) :] != shape and got[1 - len(shape) :] == shape[:-1]
+    return np.asarray(given)[..., None] if left_out else given
 
 
 def _one_each(given: Any, field: Field) -> bool:
@@ -115,7 +122,7 @@ def _by_field(given: Mapping[str, Any], fields: Fields, num: int) -> Condition:
     values = {name: np.broadcast_to(blank(f), (num, *f.shape)) for name, f in fields.items()}
     present = {name: np.full(num, name in given) for name in fields}
     for name, asked in given.items():
-        asked = _channelled(asked, fields[name])
+        asked = _with_last_axis(asked, fields[name])
         values[name] = _column(name, asked, fields[name], num)
     return Condition(values, present)
 

@@ -7,6 +7,8 @@ import pytest
 from flowguide import sampling
 from flowguide.condition import given
 from flowguide.errors import UserError
+from flowguide.schema import Vector, conditions
+from flowguide.schema.conditions import rows, sample_count
 from tests.support.toy import FREE, MODEL, ONE, draw
 
 
@@ -75,6 +77,21 @@ def test_what_is_no_condition_is_refused(cond, message):
         sampling.sample(ONE, cond, num=4)
     with pytest.raises(UserError, match="say which, as a prompt or a dict"):
         sampling.sample(MODEL, 3)
+
+
+def test_a_vector_of_one_number_needs_no_axis():
+    fields = {"a": Vector(1), "v": Vector(2)}
+    for one in (0.5, np.float32(0.5), [0.5], jnp.array(0.5), "0.5"):
+        np.testing.assert_array_equal(conditions({"a": one}, fields, 3).value["a"], np.full((3, 1), 0.5))
+    for each in ([1.0, 2.0, 3.0], np.arange(1.0, 4), np.arange(1.0, 4)[:, None]):
+        np.testing.assert_array_equal(conditions({"a": each}, fields, 3).value["a"], [[1.0], [2.0], [3.0]])
+        assert sample_count({"a": each, "v": [0.0, 1.0]}, None, 64, fields) == 3
+        assert [float(row["a"][0]) for row in rows({"a": each, "v": [0.0, 1.0]}, fields)] == [1.0, 2.0, 3.0]
+    for wrong in ({"v": 0.5}, {"v": [[0.5]]}, {"a": [[1.0], [2.0, 3.0]]}, {"a": None}, {"a": np.ones((3, 1, 1))}):
+        with pytest.raises(UserError, match=r"takes \d finite numbers"):
+            conditions(wrong, fields, 3)
+    with pytest.raises(UserError, match="got 2 values of 'a' for 3 samples"):
+        conditions({"a": [1.0, 2.0]}, fields, 3)
 
 
 def conditioned(low, high):
