@@ -40,10 +40,17 @@ def objects(monkeypatch):
 
 
 def test_folders_stay_pathlib_and_need_no_etils():
-    for text in ("runs/a", "/runs/a", "", Path("runs/a"), "odd:/name"):
+    for text in ("runs/a", "/runs/a", ".", Path("runs/a"), "odd:/name"):
         assert type(storage.path(text)) is type(Path())
         assert storage.path(text) == Path(text)
         assert not storage.is_remote(storage.path(text))
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_no_name_is_no_folder(text):
+    """It comes from a variable that is not set, and would be the current folder."""
+    with pytest.raises(UserError, match="expected a file or folder"):
+        storage.path(text)
 
 
 def test_an_address_keeps_its_slashes(objects):
