@@ -6,6 +6,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ def guarded(main: Callable[[], None]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # there may be one for the imports alone
     logging.set_verbosity(logging.ERROR)  # the libraries warn of things that are meant to be
     sys.unraisablehook = _show_unraisable
+    getLogger("asyncio").addFilter(_show_record)
     try:
         main()
     except Exception as error:
@@ -129,11 +131,12 @@ def _flag_help(name: str, default: str, meaning: str) -> list[str]:
     return [f"  --{name}", *textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")]
 
 
+# If one part of a checkpoint cannot be read, Orbax says so and closes its event loop. TensorStore's threads, which read
+# the other parts, then have nobody to tell: some find the loop closed, and of others nobody asks what went wrong.
 def _show_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Shows an exception that cannot be raised, except those of TensorStore's threads.
-
-    If one part of a checkpoint cannot be read, Orbax says so and closes its event loop, which the threads that read the
-    other parts then miss, each in a traceback.
-    """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
+
+
+def _show_record(record: LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()

@@ -10,14 +10,15 @@ import numpy as np
 
 from flowguide.condition import Condition
 from flowguide.errors import UserError, hint, listed, shown
-from flowguide.schema.fields import Fields, blank
+from flowguide.schema.fields import Fields, Known, blank
 
 
 def parse(prompt: str, fields: Fields) -> dict[str, np.ndarray]:
     """Returns the value of each field that a prompt names; the fields it leaves out are ∅.
 
     A prompt is ``name=value`` pairs, separated by commas. A label's value is its name or number; a vector's is numbers
-    separated by spaces; a caption's is words. With a single field the value alone is enough.
+    separated by spaces; a caption's is words. If there is one field, or one besides ``known``, the value alone is
+    enough.
 
     Raises:
       UserError: for an unknown field or value; lists the known ones.
@@ -67,6 +68,7 @@ def _only(got: str, fields: Fields) -> str:
     """The name of the one field, for a value without a name."""
     if not fields:
         raise UserError(f"got {shown(got)}, and the data have no fields: leave the condition out")
-    if len(fields) > 1:
+    names = [name for name, field in fields.items() if not isinstance(field, Known)] or list(fields)
+    if len(names) > 1:
         raise UserError(f"got {shown(got)}, expected name=value with a name of {listed(fields)}")
-    return next(iter(fields))
+    return names[0]

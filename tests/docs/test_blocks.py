@@ -7,12 +7,14 @@ seconds is slow.
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import flowguide
 from flowguide import analytic, config, model, paths, sampling, solvers, times
@@ -97,6 +99,25 @@ def fitted() -> dict[str, Any]:
     return {"model": flowguide.fit(x, names, config=tiny()), "x": x[:4]}
 
 
+def pets() -> dict[str, Any]:
+    """A model of small images with two classes, trained from a file, and what was measured of some."""
+    x = images(128)
+    np.savez("pets.npz", image=x, label=np.array(["cat", "dog"])[np.arange(128) % 2])
+    for name, photo in {"small.png": x[0, ::4, ::4, 0], "blurred.png": x[1, ..., 0]}.items():
+        Image.fromarray(photo).save(name)
+    half = x[:16].astype(np.float32)
+    half[:, 16:] = np.nan
+    return {
+        "model": flowguide.fit("pets.npz", workdir="runs/pets", config=tiny()),
+        "half": half,
+        "photo": half[0],
+        "small": x[0, ::4, ::4],
+        "blurred": x[1],
+        "y": x[0, :, :4] * 2.0,
+        "function": lambda x: 2 * x[:, :, :4],
+    }
+
+
 def exported() -> dict[str, Any]:
     content = sampling.export(DIGITS, config=sampling.SamplerConfig("euler", 2), platforms=["cpu"])
     with open("digits.hlo", "wb") as file:
@@ -150,11 +171,21 @@ TABLE = {
             "labels": np.array(["cat", "dog"])[np.arange(64) % 2],
             "theta": RNG.normal(size=(64, 2)),
             "observed": np.zeros(3, np.float32),
+            "age": RNG.uniform(20, 80, 64),
+            "income": RNG.lognormal(10, 1, 64),
+            "city": np.array(["Rome", "Oslo"])[np.arange(64) % 2],
+            "smoker": np.arange(64) % 3 == 0,
+            "pandas": SimpleNamespace(DataFrame=np.asarray),  # not installed
         },
-        before={"log p(x | class_1)": fitted, "x=observed": lambda: {"x": RNG.normal(size=(64, 3))}},
+        before={
+            "Inpaint(half)": pets,
+            "log p(x | class_1)": fitted,
+            "x=observed": lambda: {"x": RNG.normal(size=(64, 3))},
+        },
         edits={
             "minutes=5": "config=tiny",
             'workdir="runs/mine", known=True': 'workdir="runs/known", known=True, config=tiny',
+            'workdir="runs/people"': 'workdir="runs/people", config=tiny',
             '"width": 384, "depth": 12': '"width": 24, "depth": 1',
             "20_000": "2",
             'workdir="runs/posterior"': 'workdir="runs/posterior", config=tiny',
@@ -187,6 +218,7 @@ TABLE = {
         ),
         before={
             "sample(model, c)": lambda: {"c": flowguide.schema.conditions({"hat": "red"}, FACE_FIELDS, 1)},
+            "measured=Inpaint(photo)": pets,
             "sample_particles(": lambda: {"model": DIGITS},
             "progress=True": lambda: {"model": FACES},
             "deserialize": exported,
@@ -221,8 +253,15 @@ TABLE = {
             "held_out": digit_images(1000),
             "samples": digit_images(1000).x,
             "condition": flowguide.condition.given({"digit": np.arange(1000) % 4}),
+            "my_network": lambda x: x.reshape(len(x), -1)[:, :8] / 255,
         },
-        edits={"real.value)": "real.value, steps=60)"},
+        before={'Path("runs/avatars")': pets},
+        edits={
+            "real.value)": "real.value, steps=60)",
+            "runs/avatars": "runs/pets",
+            'guidance="apg"': 'guidance="apg", steps=2',
+            "features=my_network": "features=my_network, num=32",
+        },
         slow=True,
     ),
     "pods.md": Page(),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flowguide.errors import UserError
-from flowguide.schema import Label, Tokens, Vector, prompts
+from flowguide.schema import Known, Label, Tokens, Vector, Vectors, prompts
 from flowguide.schema.fields import value
 
 FIELDS = {
@@ -38,6 +38,9 @@ def test_one_field_needs_no_name():
     fields = {"label": Label(tuple("0123456789"))}
     assert prompts.parse("3", fields)["label"] == 3
     assert prompts.parse("label=3", fields)["label"] == 3
+    known = Known(Vectors((2,), names=("width", "height")))
+    assert prompts.parse("3", {"known": known, **fields}) == {"label": 3}  # the one besides it
+    assert list(prompts.parse("height:2", {"known": known})) == ["known"]
 
 
 def test_describe_is_the_inverse_of_parse():
