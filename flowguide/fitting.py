@@ -12,7 +12,7 @@ from absl import logging
 
 from flowguide import sampling, storage
 from flowguide.build import Splits, completing
-from flowguide.config import Config, check_types, config_for
+from flowguide.config import Config, check_types, config_for, why
 from flowguide.data import describe_table, of_arrays, open_path, open_table
 from flowguide.data.tables import as_column
 from flowguide.errors import UserError
@@ -21,6 +21,7 @@ from flowguide.model import Model
 from flowguide.networks import Network
 from flowguide.schema import DataInfo, Records
 from flowguide.training.loop import train
+from flowguide.workdir import config_there
 
 MINUTES = 5.0  # that a fit takes if nothing says how long
 EXAMPLES = "examples"  # their column, beside those of the conditions
@@ -79,8 +80,13 @@ def fit(
         data = completing(data)
     if minutes is None and config is None:
         minutes = MINUTES
-    by_default = config is None
-    chosen: Config = config_for(data.train.info, data.train.size, timed=minutes is not None) if by_default else config
+    reason = None
+    if config is None and workdir is not None:  # a run goes on as it began, however much time it gets now
+        config = config_there(storage.path(workdir))
+    if config is None:
+        config = config_for(data.train.info, data.train.size, minutes=minutes)
+        reason = why(config, data.train.info) if network is None else None
+    chosen: Config = config
     check_types(chosen)
     chosen = chosen.copy_and_resolve_references()
     if network is not None:
@@ -90,7 +96,7 @@ def fit(
     if isinstance(x, str | Path):
         chosen.data.update({"path": str(x), "example": tuple(example), "fields": tuple(fields or ())})
     place = tempfile.mkdtemp(prefix="flowguide-") if workdir is None else workdir
-    print(describe(data), file=sys.stderr)
+    print(*filter(None, (describe(data), reason)), sep="\n", file=sys.stderr)
     print(f"the run is in {place}", file=sys.stderr)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns of things that are meant to be

@@ -215,10 +215,22 @@ def move(source: Path, target: Path) -> None:
     if not is_remote(source):
         shutil.move(source, target)
         return
-    folder: Any = source
     copy_folder(source, target)
-    with as_os_errors(source):
-        folder.rmtree()
+    remove(source)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder and all in it.
+
+    Raises:
+      OSError: if that fails.
+    """
+    if not is_remote(folder):
+        shutil.rmtree(folder)
+        return
+    of_bucket: Any = folder
+    with as_os_errors(folder):
+        of_bucket.rmtree()
 
 
 @contextlib.contextmanager

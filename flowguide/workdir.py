@@ -43,8 +43,8 @@ def open_workdir(
     if processes.is_main_process():
         prepare_folder(workdir)
         check_folder = held.enter_context(only_trainer(workdir))
-        if (workdir / "config.json").exists() and checkpoint.any_in(workdir):
-            check_same_run(read_config(workdir, trusted=config.network.name), config, force)
+        if (stored := config_there(workdir, config.network.name)) is not None:
+            check_same_run(stored, config, force)
             _check_same_data(workdir, files["info.json"])
         mark.touch()
     processes.wait("workdir")
@@ -58,6 +58,23 @@ def open_workdir(
         for name, text in files.items():
             storage.replace_text(workdir / name, text)
     return check_folder
+
+
+def config_there(workdir: Path, trusted: str = "") -> Config | None:
+    """Returns the config of the run in a folder; None if none there ever reached a checkpoint.
+
+    Args:
+      workdir: the folder, which need not exist.
+      trusted: as ``read_config``.
+
+    Raises:
+      UserError: for a folder or a config that cannot be read.
+    """
+    try:
+        there = storage.exists(workdir / "config.json") and checkpoint.any_in(workdir)
+    except OSError as error:
+        raise UserError(f"cannot read {workdir} ({error.strerror or error}): choose another folder") from error
+    return read_config(workdir, trusted=trusted) if there else None
 
 
 def _check_same_data(workdir: Path, info: str) -> None:

@@ -1,6 +1,7 @@
 """The front door: from arrays to a model, its samples and densities, and the run that it leaves."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import flowguide
 from flowguide import checkpoint, config, sampling, storage
 from flowguide.cli import main
+from flowguide.config import auto
 from flowguide.errors import UserError
 from flowguide.networks import MLP, as_network
 from flowguide.schema import Images, Label, Tokens, Vector, Vectors
@@ -155,7 +157,7 @@ def test_every_kind_gets_a_network_that_takes_it(name):
     from flowguide.model import from_config
 
     data = _opened(x, condition, "data", (), None, None)
-    chosen = config.config_for(data.train.info, data.train.size, timed=True)
+    chosen = config.config_for(data.train.info, data.train.size, minutes=1e4)
     assert chosen.network.name == network
     assert type(data.train.info.examples) is kind
     assert {k: type(field) for k, field in data.train.info.fields.items()} == fields
@@ -166,6 +168,39 @@ def test_every_kind_gets_a_network_that_takes_it(name):
     seen = data.train.info.examples.to_model(batch.x)
     u = jax.eval_shape(model.network.velocity, params, t, seen, c)
     assert u.shape == (3, *data.train.info.shape)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "platform", "network"),
+    [(0.1, "cpu", "mlp"), (1e4, "cpu", "unet"), (0.1, "gpu", "unet"), (None, "cpu", "unet")],
+)
+@pytest.mark.parametrize("name", ["images", "signals", "volumes"])
+def test_a_cpu_in_a_hurry_gets_an_mlp(name, minutes, platform, network):
+    x, condition, *_ = KINDS[name]
+    from flowguide.fitting import _opened
+
+    info = _opened(x, condition, "data", (), None, None).train.info
+    chosen = config.config_for(info, len(x), minutes=minutes, platform=platform)
+    assert chosen.network.name == network
+    assert (chosen.steps == 8000) == (minutes is None)
+    line = config.why(chosen, info)
+    assert (line is None) == (network == "unet")
+    if line:  # what it says is so
+        (enough,) = map(float, re.findall(r"give ([\d,]+) minutes", line))
+        assert config.config_for(info, len(x), minutes=enough, platform="cpu").network.name == "unet"
+
+
+def test_a_run_goes_on_with_its_own_network_when_it_gets_more_time(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "images.npz", image=RNG.integers(0, 256, (40, 8, 8, 1), np.uint8))
+    source, workdir = str(tmp_path / "images.npz"), tmp_path / "run"
+    step = flowguide.fit(source, workdir=workdir, minutes=0.05).step
+    assert "an MLP, as time is short" in capsys.readouterr().err
+    monkeypatch.setattr(auto, "SPEED", 1e18)  # now there would be time for a U-Net
+    model = flowguide.fit(source, workdir=workdir, minutes=0.05)
+    main(["train", f"--data={source}", f"--workdir={workdir}", "--minutes=0.05", "--coordinator=none"])
+    assert step < model.step < flowguide.load(workdir).step
+    told = capsys.readouterr()
+    assert "an MLP" not in told.err + told.out
 
 
 REFUSED = {

@@ -318,7 +318,7 @@ def test_previews_are_drawn(objects, monkeypatch):
     assembly: Any = SimpleNamespace(model=MODEL)
     test: Any = SimpleNamespace(size=8, info=MODEL.info, read=lambda index: SimpleNamespace(x=x, value={}))
     monkeypatch.setattr(evaluators.sampling, "sample", lambda *args, **options: SimpleNamespace(x=x))
-    context = evaluators.Context(c, assembly, test, storage.path("gs://bucket/run"), None)
+    context = evaluators.Context(c, assembly, test, test, storage.path("gs://bucket/run"), None)
     drawn = evaluators.previews(context).evaluate(MODEL.params, 2).picture
     assert drawn is not None
     assert list(objects) == ["bucket/run/previews/00000002.png"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import flowguide
+from flowguide import storage
 from flowguide.build import Splits, splits
 from flowguide.cli.common import columns_in, define_column_flags, names_in
-from flowguide.config import CHOICES, SETTINGS, Config, check_types, complete, config_for, default
+from flowguide.config import CHOICES, SETTINGS, Config, check_types, complete, config_for, default, why
 from flowguide.errors import UserError, hint
+from flowguide.workdir import config_there
 
 CONFIG = "the experiment: a name such as avatars, or a Python file with a function get_config()"
 
@@ -24,7 +27,11 @@ CONFIG = "the experiment: a name such as avatars, or a Python file with a functi
 _PLACES_OF_DATA = ("data.data_dir", "data.split", "data.test_split")
 
 # Settings that are tuples of texts.
-_TEXTS = [name for name, setting in SETTINGS.items() if setting.default == ()]
+_TEXTS = [
+    name
+    for name, setting in SETTINGS.items()
+    if isinstance(setting.default, tuple) and all(isinstance(each, str) for each in setting.default)
+]
 
 # In a wheel the configs are inside the package, in a clone beside it.
 _PLACES = (Path(flowguide.__file__).parent / "configs", Path(flowguide.__file__).parent.parent / "configs")
@@ -89,7 +96,7 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> tuple[Config, S
     Raises:
       UserError: if there is neither, the flags have no ``--data``, or the data cannot be used.
     """
-    asked = dict(_flags(("data", *DATA_FLAGS, "minutes"), arguments))
+    asked = dict(_flags(("data", *DATA_FLAGS, "minutes", "workdir"), arguments))
     if "data" not in asked:
         if alone := [name for name in DATA_FLAGS if name in asked]:
             raise UserError(f"--{alone[0]} is about --data=PATH; got none: give it, or --config.data.*")
@@ -111,12 +118,21 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> tuple[Config, S
     probe = default()
     probe.data.update({**settings, **places})
     data = splits(probe)
-    print(describe(data))
-    chosen = config_for(data.train.info, data.train.size, timed="minutes" in asked)
+    chosen = config_for(data.train.info, data.train.size, minutes=_minutes(asked.get("minutes")))
+    if begun := config_there(storage.path(asked["workdir"])) if asked.get("workdir") else None:
+        begun.steps, chosen = chosen.steps, begun  # a run goes on as it began, however much time it gets now
+    print(*filter(None, (describe(data), None if begun else why(chosen, data.train.info))), sep="\n")
     chosen.data.update(settings)
     # Other settings of the data, such as data.known, are parsed later: then the data are opened again with them.
     more = any(argument.lstrip("-").startswith("config.data.") for argument in arguments)
-    return chosen, None if more else data
+    return chosen, None if more or begun else data
+
+
+def _minutes(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return math.inf  # which is refused when the flags are parsed
 
 
 def _data_settings(asked: Mapping[str, str]) -> dict[str, Any]:

@@ -86,11 +86,19 @@ SETTINGS: dict[str, Setting] = {
     "use": Setting("newest", "checkpoint that is sampled from unless one is named: newest, or best in validation"),
     "eval_every": Setting(1000, "steps between validations", COUNT),
     "eval_examples": Setting(256, "examples to validate on", COUNT),
+    "evaluators": Setting(
+        ("validation", "previews", "metrics"), "what is measured and drawn; also package.module:function of your own"
+    ),
     "preview.every": Setting(1000, "steps between pictures of samples; 0: none", COUNT_OR_NONE),
     "preview.num": Setting(36, "samples in a picture, for each γ", COUNT),
     "preview.gammas": Setting((1.0, 3.0), "guidance scales γ of the pictures", FINITE),
     "preview.solver": Setting("heun", "solver of the pictures"),
     "preview.steps": Setting(25, "its steps", COUNT),
+    "metrics.every": Setting(0, "steps between measurements of samples, as by evaluate; 0: none", COUNT_OR_NONE),
+    "metrics.num": Setting(1000, "samples that are measured, for each γ", COUNT),
+    "metrics.gammas": Setting((1.0, 2.0), "guidance scales γ that are measured", FINITE),
+    "metrics.solver": Setting("ab2", "solver of these samples"),
+    "metrics.steps": Setting(25, "its steps", COUNT),
 }
 
 # Of the settings of named choices. Networks, targets, layouts and the "power" average check their own.

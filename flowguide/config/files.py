@@ -24,7 +24,9 @@ FREE = (
     "checkpoint_every",
     "keep",
     "eval_every",
+    "evaluators",
     "preview",
+    "metrics",
     "data.data_dir",
     "data.path",
 )

@@ -11,13 +11,15 @@ found.rows[0]["metrics"]["frechet_distance"]
 
 from flowguide.evaluation.figure import save_figure
 from flowguide.evaluation.readers import FeatureNetwork, inception
-from flowguide.evaluation.run import Evaluation, evaluate, save
+from flowguide.evaluation.run import CHUNKS, Evaluation, check, evaluate, save
 from flowguide.evaluation.sweep import Setting, settings
 
 __all__ = [
+    "CHUNKS",
     "Evaluation",
     "FeatureNetwork",
     "Setting",
+    "check",
     "evaluate",
     "inception",
     "save",

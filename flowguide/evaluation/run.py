@@ -20,13 +20,14 @@ from flowguide.errors import UserError, one_line
 from flowguide.evaluation import judging, kept
 from flowguide.evaluation.readers import FeatureNetwork, Features, Reader, from_arrays, joined, named, reader, to_arrays
 from flowguide.evaluation.statistics import LEAST, NEIGHBOURS, Metrics, Real, held_out, measure, real_statistics
-from flowguide.evaluation.sweep import Setting, check, conditions, describe, parameters_hash
+from flowguide.evaluation.sweep import Setting, check_setting, conditions, describe, parameters_hash
 from flowguide.hashes import json_hash
 from flowguide.kinds import as_json
 from flowguide.schema import Images
 from flowguide.workdir import prepare_folder
 
 CHUNK = 500  # samples whose features are kept in one file
+CHUNKS = "chunks"  # their folder
 NUM_REAL = 50_000
 JSON_FILE = "evaluation.json"
 
@@ -98,7 +99,7 @@ def evaluate(
       UserError: for settings, data or features that do not fit together, before any sample is drawn.
     """
     folder, network = storage.path(folder), named(features)
-    _check(settings, data, network, num, num_real, batch_size, seeds)
+    check(settings, data, num=num, num_real=num_real, batch_size=batch_size, seeds=seeds, network=network)
     main, say = processes.is_main_process(), _say if processes.is_main_process() else lambda text: None
     if main:
         prepare_folder(folder)
@@ -157,16 +158,20 @@ def save(found: Evaluation, folder: Path) -> Path:
     return folder / JSON_FILE
 
 
-def _check(
+def check(
     settings: Sequence[Setting],
     data: Splits,
-    network: FeatureNetwork | None,
+    *,
     num: int,
-    num_real: int,
-    batch_size: int,
-    seeds: Sequence[int],
+    num_real: int = NUM_REAL,
+    batch_size: int = 100,
+    seeds: Sequence[int] = (0,),
+    network: FeatureNetwork | None = None,
 ) -> None:
-    """Raises ``UserError`` for whatever can be known to fail before anything is computed."""
+    """Raises ``UserError`` for whatever can be known to fail before anything is computed.
+
+    The arguments are those of ``evaluate``. The models need no parameters.
+    """
     info = data.train.info
     if not settings or not seeds or batch_size < 1:
         raise UserError(f"expected settings, seeds and a batch_size from 1; got {len(settings)}, {seeds}, {batch_size}")
@@ -182,7 +187,7 @@ def _check(
                 "flowguide.evaluation.evaluate with them"
             )
     for setting in settings:
-        check(setting, conditions(data.test, 0, 0, 1))
+        check_setting(setting, conditions(data.test, 0, 0, 1))
     if network is not None:
         try:
             reader(info.examples, None, None, network).read(data.train.read(np.arange(2)).x, {})
@@ -238,7 +243,7 @@ def _chunks(
         name = f"{setting.config.guidance}-gamma-{setting.gamma:g}-{number:08x}"
         for seed in seeds:
             for first in range(0, num, CHUNK):
-                file = folder / "chunks" / name / f"seed-{seed}" / f"{first:08d}.npz"
+                file = folder / CHUNKS / name / f"seed-{seed}" / f"{first:08d}.npz"
                 own = {**origin, "seed": seed, "first": first}
                 found.append(Chunk(row, setting, seed, first, min(CHUNK, num - first), file, own))
     return found
@@ -253,7 +258,7 @@ def _pending(chunks: Sequence[Chunk], folder: Path, say: Callable[[str], None]) 
             pending.append(chunk)
             reasons += [reason] if reason else []
     if reasons:
-        say(f"{len(reasons)} files in {folder / 'chunks'} are of something else ({reasons[0]}): drawn again")
+        say(f"{len(reasons)} files in {folder / CHUNKS} are of something else ({reasons[0]}): drawn again")
     return pending
 
 

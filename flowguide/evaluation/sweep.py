@@ -72,7 +72,7 @@ def default_gammas(model: Model) -> tuple[float, ...]:
     return GAMMAS if isinstance(model.guidance, Plain) and model.info.fields else (1.0,)
 
 
-def check(setting: Setting, c: Condition) -> None:
+def check_setting(setting: Setting, c: Condition) -> None:
     """Raises ``UserError`` for a setting that its model cannot serve; ``c`` is a condition, batch 1."""
     if setting.config.sampler == "fkc":
         raise UserError("sampler 'fkc' draws many particles of each condition: evaluate takes flow and pc")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,20 +31,27 @@ def check_network(network: Any, shape: Sequence[int], fields: Fields) -> None:
             f"network takes as_network(...) of an NNX module, or Network(init, velocity) of functions; got "
             f"{shown(network)}"
         )
-    like, batch = jax.ShapeDtypeStruct, 2
-    x, present = like((batch, *shape), jnp.float32), like((batch,), jnp.bool_)
-    c = Condition({name: spec(field, batch) for name, field in fields.items()}, dict.fromkeys(fields, present))
+    t, x, c = abstract_inputs(shape, fields, 2)
     params = _traced("init(key)", network.init, jax.eval_shape(lambda: jax.random.key(0)))
     leaves = jax.tree.leaves(params)
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise UserError(f"init(key) of the network returns {shown(params)}, expected a nested dict of float32 arrays")
-    u = _traced("velocity(params, t, x, c)", network.velocity, params, like((batch,), jnp.float32), x, c)
-    if not isinstance(u, like) or (u.shape, u.dtype) != (x.shape, x.dtype):
-        got = f"{u.dtype} {u.shape}" if isinstance(u, like) else shown(u)
+    u = _traced("velocity(params, t, x, c)", network.velocity, params, t, x, c)
+    if not isinstance(u, jax.ShapeDtypeStruct) or (u.shape, u.dtype) != (x.shape, x.dtype):
+        got = f"{u.dtype} {u.shape}" if isinstance(u, jax.ShapeDtypeStruct) else shown(u)
         raise UserError(
             f"velocity(params, t, x, c) of the network returns {got} for x float32 {x.shape}, expected the same shape "
             "and dtype: change its last layer, or cast what it returns"
         )
+
+
+def abstract_inputs(
+    shape: Sequence[int], fields: Fields, batch: int
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, Condition]:
+    """Returns shapes and dtypes of t, x and c, to trace a velocity with."""
+    like = partial(jax.ShapeDtypeStruct, (batch,))
+    c = Condition({name: spec(field, batch) for name, field in fields.items()}, dict.fromkeys(fields, like(jnp.bool_)))
+    return like(jnp.float32), jax.ShapeDtypeStruct((batch, *shape), jnp.float32), c
 
 
 def _traced(what: str, function: Any, *arguments: Any) -> Any:

@@ -1,8 +1,8 @@
-"""What is measured and drawn while a run trains. A new evaluator is a function here and a line in ``EVALUATORS``."""
+"""What is measured and drawn while a run trains. The config names evaluators: those of ``EVALUATORS``, and your own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from flowguide import checkpoint, processes, sampling, storage
+from flowguide import checkpoint, evaluation, processes, sampling, storage
+from flowguide.build import Splits
 from flowguide.condition import Condition, given
-from flowguide.config import Config
+from flowguide.config import Config, Options, option
 from flowguide.errors import UserError
-from flowguide.model import GammaConditioned, Plain
+from flowguide.model import GammaConditioned, Model, Plain
 from flowguide.pictures import save_figure
 from flowguide.schema import Batch
 from flowguide.training.assembly import Assembly
@@ -59,6 +60,7 @@ class Context(NamedTuple):
     Attributes:
       config: of the run.
       assembly: of the run.
+      train: the training split.
       test: the test split.
       workdir: of the run.
       lesson: the teacher's parameters, laid out, or None.
@@ -66,6 +68,7 @@ class Context(NamedTuple):
 
     config: Config
     assembly: Assembly
+    train: Dataset
     test: Dataset
     workdir: Path
     lesson: PyTree
@@ -97,12 +100,7 @@ def previews(context: Context) -> Evaluator:
     except UserError as error:
         raise UserError(f"preview: {error}") from error
     num = min(p.num, context.test.size)
-    c = _conditions(context, num) if every else None
-    gammas = (1.0,)
-    if isinstance(model.guidance, GammaConditioned):
-        gammas = tuple(np.unique(np.clip(p.gammas, *model.guidance)).tolist())
-    elif isinstance(model.guidance, Plain) and model.info.fields:
-        gammas = tuple(p.gammas)
+    c, gammas = _conditions(context, num) if every else None, _possible(p.gammas, model)
 
     def evaluate(params: PyTree, number: int) -> Evaluation:
         trained = model._replace(params=params, step=number)
@@ -124,7 +122,65 @@ def previews(context: Context) -> Evaluator:
     return Evaluator("preview", every, evaluate, optional=True)
 
 
-EVALUATORS: tuple[Callable[[Context], Evaluator], ...] = (validation, previews)
+def metrics(context: Context) -> Evaluator:
+    """Measures samples at each scale of ``metrics.gammas``, as ``flowguide evaluate`` does.
+
+    Scores are called ``frechet_distance/gamma_2`` and so on. The judge and what is seen in real examples are kept in
+    ``evaluation/training`` in the folder of the run; samples are not.
+
+    Raises:
+      UserError: for settings with which nothing can be measured.
+    """
+    m, model = context.config.metrics, context.assembly.model
+    every = m.every if context.config.task == "flow" else 0
+    folder, data = context.workdir / "evaluation" / "training", Splits(context.train, context.test)
+
+    def settings(params: PyTree, number: int) -> list[evaluation.Setting]:
+        sampler = sampling.SamplerConfig(solver=m.solver, steps=m.steps)
+        return evaluation.settings(model._replace(params=params, step=number), _possible(m.gammas, model), [sampler])
+
+    def evaluate(params: PyTree, number: int) -> Evaluation:
+        whole = jax.tree.map(processes.gather, params)
+        found = evaluation.evaluate(settings(whole, number), data, folder, num=m.num)
+        if found is None:  # the main process has it
+            return Evaluation()
+        storage.remove(folder / evaluation.CHUNKS)
+        return Evaluation(
+            {
+                f"{name}/gamma_{row['gamma']:g}": value
+                for row in found.rows
+                for name, value in row["metrics"].items()
+                if isinstance(value, float)
+            }
+        )
+
+    if every:
+        evaluation.check(settings((), 0), data, num=m.num)  # which looks at no parameters
+    return Evaluator("metrics", every, evaluate, optional=True)
+
+
+EVALUATORS: dict[str, Callable[[Context], Evaluator]] = {
+    "validation": validation,
+    "previews": previews,
+    "metrics": metrics,
+}
+
+
+def made(context: Context) -> list[Evaluator]:
+    """Returns the evaluators that the config names.
+
+    Raises:
+      UserError: for an unknown name, or settings that cannot be.
+    """
+    options = Options(EVALUATORS, foreign=True)
+    return [option("evaluator", options, name)(context) for name in context.config.evaluators]
+
+
+def _possible(gammas: Sequence[float], model: Model) -> tuple[float, ...]:
+    """Returns the scales by which a model can be guided."""
+    if isinstance(model.guidance, GammaConditioned):
+        return tuple(np.unique(np.clip(gammas, *model.guidance)).tolist())
+    return tuple(gammas) if isinstance(model.guidance, Plain) and model.info.fields else (1.0,)
 
 
 def _conditions(context: Context, num: int) -> Condition:

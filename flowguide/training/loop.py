@@ -25,9 +25,9 @@ from flowguide.model import Model
 from flowguide.networks import Network, count_parameters
 from flowguide.schema import info_to_json
 from flowguide.shutdown import failing_at_once, interrupted_by_signals
-from flowguide.training.advice import slow_on_cpu, unused_fields
+from flowguide.training.advice import hardly_trained, slow_on_cpu, unused_fields
 from flowguide.training.assembly import Assembly, assemble
-from flowguide.training.evaluators import EVALUATORS, Context, Evaluator
+from flowguide.training.evaluators import Context, Evaluator, made
 from flowguide.training.guard import NonFiniteGuard
 from flowguide.training.logs import Log, bytes_on, device_memory
 from flowguide.training.optimizer import slower
@@ -124,8 +124,7 @@ def _build(config: Config, workdir: Path, stop_after: int | None, data: Splits |
     teacher = load_teacher(config, train_data.info)
     assembly = assemble(config, train_data.info, devices, teacher, network)
     lesson = None if teacher is None else lay_out(teacher.params, assembly.layout)
-    context = Context(config, assembly, test, workdir, lesson)
-    evaluators = [make(context) for make in EVALUATORS]
+    evaluators = made(Context(config, assembly, train_data, test, workdir, lesson))
     ranks = jax.process_count()
     stream = batches(
         train_data, config.batch_size // ranks, config.seed, process_index=jax.process_index(), process_count=ranks
@@ -207,7 +206,10 @@ def _loop(
                     log.say(f"stopped after step {number}: the same command resumes from {place}")
                 if stop or last:
                     break
-        ended = int(state.step) == config.steps or time.monotonic() > deadline
+        late = time.monotonic() > deadline
+        ended = int(state.step) == config.steps or late
+        if late:
+            log.say(hardly_trained(int(state.step)))
         _conclude(job, saves, state, ended and first < int(state.step), log)
     return state
 

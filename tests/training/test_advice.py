@@ -5,7 +5,7 @@ import pytest
 from flowguide import config
 from flowguide.data import open_dataset
 from flowguide.training import loop
-from flowguide.training.advice import slow_on_cpu, unused_fields
+from flowguide.training.advice import FEW, hardly_trained, slow_on_cpu, unused_fields
 from tests.support.runs import small
 
 
@@ -60,3 +60,15 @@ def test_the_configs_that_are_named_exist():
     assert line is not None
     for name in line.partition("for CPUs: ")[2].split(", "):
         load_config(name)
+
+
+@pytest.mark.parametrize(("minutes", "count"), [(1e-6, 1), (5.0, 0), (None, 0)])
+def test_a_run_that_a_limit_of_time_ends_too_early_says_so(minutes, count, data_dir, tmp_path, capsys):
+    loop.train(small(data_dir), tmp_path, minutes=minutes)
+    out = capsys.readouterr().out
+    assert out.count("ended the training after 1 step, and samples will be noise") == out.count("warning") == count
+
+
+def test_enough_steps_are_no_warning():
+    assert hardly_trained(FEW) is None
+    assert "after 99 steps" in (hardly_trained(FEW - 1) or "")

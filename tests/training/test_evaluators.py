@@ -1,13 +1,14 @@
 """What is measured and drawn while a run trains; a picture that fails does not end it."""
 
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from flowguide import build, checkpoint, sampling
+from flowguide import build, checkpoint, evaluation, sampling
 from flowguide.data import Dataset
 from flowguide.errors import UserError
 from flowguide.schema import Batch, DataInfo, Images, Label, Vectors
@@ -87,8 +88,14 @@ def test_an_evaluator_of_ones_own_is_called_when_due(data_dir, tmp_path, monkeyp
         assert context.test.size > context.config.batch_size
         return evaluators.Evaluator("size", 3, evaluate)
 
-    monkeypatch.setattr(loop, "EVALUATORS", (*loop.EVALUATORS, size))
-    state = loop.train(small(data_dir, steps=7, checkpoint_every=3, eval_every=4, keep=9), tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "size_of_average", size, raising=False)
+    own = {
+        "evaluators": ("validation", f"{__name__}:size_of_average"),
+        "checkpoint_every": 3,
+        "eval_every": 4,
+        "keep": 9,
+    }
+    state = loop.train(small(data_dir, steps=7, **own), tmp_path)
     assert list(seen) == [3, 6, 7]
     assert seen[7] == pytest.approx(sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(state.ema)))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -96,5 +103,42 @@ def test_an_evaluator_of_ones_own_is_called_when_due(data_dir, tmp_path, monkeyp
     assert [line["step"] for line in lines if "val_loss" in line] == [4, 7]
     assert {int(p.name) for p in checkpoint.folder(tmp_path).iterdir()} == {3, 6, 7}
     assert sampling.load(tmp_path, 3).step == 3
-    assert int(loop.train(small(data_dir, steps=8, checkpoint_every=3, eval_every=4, keep=9), tmp_path).step) == 8
+    assert int(loop.train(small(data_dir, steps=8, **own), tmp_path).step) == 8
     assert not (tmp_path / "broken").exists()
+
+
+def test_samples_are_measured_as_by_evaluate(data_dir, tmp_path):
+    config = small(data_dir, steps=4, checkpoint_every=4)
+    config.metrics.update({"every": 2, "num": 40, "gammas": (1.0, 3.0), "solver": "euler", "steps": 2})
+    loop.train(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "frechet_distance/gamma_3" in line]
+    assert [line["step"] for line in measured] == [2, 4]
+    model, sampler = sampling.load(tmp_path), sampling.SamplerConfig(solver="euler", steps=2)
+    rows = evaluation.settings(model, (1.0, 3.0), [sampler])
+    found = evaluation.evaluate(rows, build.splits(config), tmp_path / "again", num=40)
+    assert found is not None
+    for row in found.rows:
+        for name in ("frechet_distance", "precision", "recall", "joint_adherence"):
+            assert measured[1][f"{name}/gamma_{row['gamma']:g}"] == pytest.approx(
+                row["metrics"][name], rel=1e-3, abs=1e-6
+            )
+    assert measured[0]["frechet_distance/gamma_1"] != measured[1]["frechet_distance/gamma_1"]
+    assert not (tmp_path / "evaluation" / "training" / "chunks").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluators": ("validation", "preview")}, "unknown evaluator 'preview', did you mean 'previews'"),
+        ({"evaluators": ("nowhere:size",)}, "evaluator 'nowhere:size' cannot be imported"),
+        ({"metrics.every": 1, "metrics.num": 3}, "at least 10 of each; got num = 3"),
+        ({"metrics.every": 1, "metrics.solver": "none"}, "none"),
+    ],
+)
+def test_evaluators_that_cannot_be_are_refused_before_training(changes, message, data_dir, tmp_path):
+    config = small(data_dir)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
