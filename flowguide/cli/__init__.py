@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a velocity network, or a classifier, from a config",
     "sample": "draw samples from a run, guided towards a condition and away from others",
     "evaluate": "measure samples of a run as guidance grows: Fréchet distance, precision, recall, adherence",
+    "explore": "open a page on this machine that draws what you ask for",
     "plan": "estimate what a run needs, for devices that need not be there",
     "data": "prepare, list and describe data sets",
     "lab": "what every guidance method samples, measured on exact laws",
