@@ -4,8 +4,8 @@ flowguide data prepare fashion_mnist [--files=DIR]
 flowguide train --config=fashion_mnist_cpu --workdir=runs/fashion_mnist_cpu
 flowguide sample --workdir=runs/fashion_mnist_cpu --cond=Bag --gamma=2
 
-For a CPU: 18 min of CPU time, scaled from 1,772 steps on shared cores, so 9 min on 2 cores that are fully used. The
-samples are recognisable, and speckled.
+For a CPU: 15 min 32 s on one core of a shared machine. The samples are recognisable, and speckled; what guidance buys
+here is in docs/benchmarks.md.
 """
 
 from fashion_mnist import get_config as fashion_mnist
