@@ -45,6 +45,7 @@ def test_the_archives_hold_what_they_should(built):
     wheel, sdist = built
     names = zipfile.ZipFile(wheel).namelist()
     assert {"flowguide/configs/avatars.py", "flowguide/data/files/avatars16.npz", "flowguide/py.typed"} <= set(names)
+    assert {f"flowguide/page/{name}" for name in ("template.html", "page.css", "page.js")} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "train.py"))]
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from flowguide import build, checkpoint, evaluation, guidance, processes, sampling, storage, times
+from flowguide import build, checkpoint, evaluation, guidance, page, processes, sampling, storage, times
 from flowguide.cli import sample_command, sample_flags
 from flowguide.cli.command import Command
 from flowguide.cli.common import define_process_flags, join_processes, keep_compiled_in_run, numbers
@@ -33,11 +33,15 @@ noise and conditions. evaluation.json says with each number how it came about, a
 Features, class probabilities and adherence are by default those of a judge: a small classifier that is trained on the
 run's own training data first. Its first row, held-out real examples, shows how far it can be trusted. The command
 resumes when it is run again, and computes again what belongs to another checkpoint or to other data.
+
+With --html it also writes evaluation.html, one file to show: the curves, the table, and samples to explore by γ, steps,
+condition and guidance, and along t.
 """
 
 SWEPT = ("guidance", "solver", "steps", "interval")  # flags of sample that take several values here
 PARTICLES = ("particles", "proposal", "clip", "until")  # flags of sample for its sampler fkc
 NEWEST, BEST = "newest", "best"
+PAGE = "evaluation.html"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -89,8 +93,42 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("out", None, "folder for the results; by default WORKDIR/evaluation", flag_values=values)
+    _define_page(values)
     flags.DEFINE_bool("trust_code", False, "allow a run to import a network from outside flowguide", flag_values=values)
     define_process_flags(values)
+
+
+def _define_page(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool(
+        "html", False, "also write evaluation.html, one file with curves, table and samples", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "html_samples",
+        None,
+        f"samples of each setting in it; by default as many as fit, up to {page.IMAGES} images or {page.POINTS} points",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "html_cond",
+        [],
+        'conditions to choose in it, as "hat=red,glasses=none"; repeat the flag; by default '
+        f"{page.CONDITIONS} of held-out examples",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "html_negative",
+        [],
+        'negative conditions to choose in it, beside none; "" for none alone; by default one if the only field is a '
+        "class",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "html_steps",
+        [],
+        f"numbers of steps to choose in it; by default those of the evaluation and fewer: "
+        f"{','.join(map(str, page.STEPS))}",
+        flag_values=values,
+    )
 
 
 def _take_several(values: flags.FlagValues) -> None:
@@ -143,9 +181,15 @@ def main(values: flags.FlagValues) -> None:
     network = None
     if values.features != "judge":
         network = evaluation.inception(values.features.partition(":")[2], values.resize or "adm")
+    data = build.splits(_with_data(config, values.data))
+    plan = page.plan(settings, data, _wanted(values)) if values.html else None
+    if plan is not None and processes.is_main_process():
+        print(f"{out / PAGE}: {plan}", file=sys.stderr)
+        for note in plan.notes:
+            print(note, file=sys.stderr)
     found = evaluation.evaluate(
         settings,
-        build.splits(_with_data(config, values.data)),
+        data,
         out,
         num=values.num,
         seeds=range(values.seed, values.seed + values.seeds),
@@ -155,7 +199,7 @@ def main(values: flags.FlagValues) -> None:
         progress=True,
     )
     if found is not None:
-        _show(found._replace(about={"workdir": str(workdir), "ema": config.ema.to_dict(), **found.about}), out)
+        _show(found._replace(about={"workdir": str(workdir), "ema": config.ema.to_dict(), **found.about}), out, plan)
     processes.wait("the evaluation is written")
 
 
@@ -222,15 +266,28 @@ def _with_data(config: Config, place: str | None) -> Config:
     return config
 
 
-def _show(found: evaluation.Evaluation, out: Path) -> None:
-    """Writes and prints the results; a figure that fails loses none."""
-    file = evaluation.save(found, out)
+def _wanted(values: flags.FlagValues) -> page.Wanted:
+    """Returns what is asked of the page."""
+    steps = numbers("html_steps", values.html_steps) if values.html_steps else []
+    if not all(n.is_integer() for n in steps):
+        raise UserError(f"--html_steps takes whole numbers; got {','.join(values.html_steps)!r}")
+    return page.Wanted(values.html_samples, values.html_cond, values.html_negative, [int(n) for n in steps])
+
+
+def _show(found: evaluation.Evaluation, out: Path, plan: page.Plan | None) -> None:
+    """Writes and prints the results; a figure or a page that fails loses none."""
+    written = [evaluation.save(found, out)]
     print_tables(found)
-    try:
-        evaluation.save_figure(out / "evaluation.png", found)
-    except Exception as error:  # whatever it is, the numbers are safe
-        print(f"warning: no evaluation.png ({type(error).__name__}: {one_line(error)})", file=sys.stderr)
-    print(f"{file} and {out / 'evaluation.png'}")
+    pictures = {"evaluation.png": lambda file: evaluation.save_figure(file, found)}
+    if plan is not None:
+        pictures[PAGE] = lambda file: page.write(file, found, plan, progress=True)
+    for name, save in pictures.items():
+        try:
+            save(out / name)
+            written.append(out / name)
+        except Exception as error:  # whatever it is, the numbers are safe
+            print(f"warning: no {name} ({type(error).__name__}: {one_line(error)})", file=sys.stderr)
+    print(" and ".join(map(str, written)))
 
 
 def _methods_help() -> str:

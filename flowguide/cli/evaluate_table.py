@@ -1,28 +1,12 @@
-"""The tables of ``evaluate``."""
+"""Prints the tables of ``evaluate``."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from flowguide.evaluation import Evaluation
-from flowguide.evaluation.figure import label, varying
-
-# metric -> heading and format
-COLUMNS = {
-    "frechet_distance": ("Fréchet", "{:.2f}"),
-    "kid": ("KID", "{:.3f}"),
-    "sliced_wasserstein": ("sliced W", "{:.3f}"),
-    "inception_score": ("IS", "{:.2f}"),
-    "precision": ("precision", "{:.3f}"),
-    "recall": ("recall", "{:.3f}"),
-    "density": ("density", "{:.3f}"),
-    "coverage": ("coverage", "{:.3f}"),
-    "joint_adherence": ("adherence", "{:.3f}"),
-    "authenticity": ("authentic", "{:.3f}"),
-}
+from flowguide.evaluation.table import caption, tables
 
 
 def print_tables(found: Evaluation) -> None:
@@ -30,72 +14,13 @@ def print_tables(found: Evaluation) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=170)  # a file has no width of its own
-    console.print(_metrics(found))
-    if len(found.held_out["metrics"].get("adherence", {})) > 1:
-        console.print(_adherence(found))
-    console.print(_about(found))
-
-
-def _metrics(found: Evaluation) -> Table:
-    held, names = found.held_out["metrics"], varying(found.rows)
-    shown = {name: column for name, column in COLUMNS.items() if name in held}
-    table = _table("setting", "γ", *(heading for heading, _ in shown.values()), "NFE", "seconds")
-    table.add_row(_held_out(found), "", *(form.format(held[name]) for name, (_, form) in shown.items()), "", "")
-    for row in found.rows:
-        cells = [_with_error(row, row["metrics"], name, form) for name, (_, form) in shown.items()]
-        cost = f"{row['evaluations']:.4g}", f"{row['seconds']:.1f}"
-        table.add_row(label(row, names) or row["guidance"], f"{row['gamma']:g}", *cells, *cost)
-    return table
-
-
-def _adherence(found: Evaluation) -> Table:
-    held, names = found.held_out["metrics"]["adherence"], varying(found.rows)
-    table = _table("adherence", "γ", *held)
-    table.add_row(_held_out(found), "", *(f"{share:.3f}" for share in held.values()))
-    for row in found.rows:
-        shares, errors = row["metrics"]["adherence"], row["metrics"]["adherence_error"]
-        cells = [f"{share:.3f}±{errors[name]:.3f}" for name, share in shares.items()]
-        table.add_row(label(row, names) or row["guidance"], f"{row['gamma']:g}", *cells)
-    return table
-
-
-def _held_out(found: Evaluation) -> str:
-    return f"{found.held_out['num_samples']:,} held-out real"
-
-
-def _with_error(row: dict[str, Any], metrics: dict[str, float], name: str, form: str) -> str:
-    error = (row["spread"] or {}).get(name)
-    if error is None and name == "joint_adherence":
-        error = metrics["joint_adherence_error"]
-    return form.format(metrics[name]) + ("" if error is None else f"±{form.format(error)}")
-
-
-def _about(found: Evaluation) -> str:
-    about, row, names = found.about, found.rows[0], varying(found.rows)
-    resize = f", resized as {about['resize']}" if about["resize"] else ""
-    few = about["num_real_neighbours"]
-    common = [
-        f"{about['num_samples']:,} samples a row" + f", {len(about['seeds'])} seeds" * (len(about["seeds"]) > 1),
-        f"{about['num_real']:,} real examples" + f" ({few:,} for all but Fréchet)" * (few < about["num_real"]),
-        f"features: {about['features']}{resize}",
-    ]
-    solver = f"solver: {row['solver']}"
-    if row["last_step"] is not None:
-        grid = row["grid"] if isinstance(row["grid"], str) else "own"
-        solver += f", {row['steps']} steps, grid {grid}, last step {row['last_step']:g}"
-    if not {"solver", "steps", "grid"} & set(names):
-        common.append(solver)
-    if "weights" not in names:
-        common.append(f"weights: {row['weights']}, of training step {row['train_step']:,}")
-    plus_minus = ""
-    if row["spread"] or "joint_adherence" in row["metrics"]:
-        plus_minus = f" ± is the standard {'deviation over seeds' if row['spread'] else 'error of a share'}."
-    return f"NFE: network evaluations a sample. {'; '.join(common)}.{plus_minus}"
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table()
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
+    for content in tables(found):
+        first, *others = content.headings
+        table = Table()
+        table.add_column(first, no_wrap=True)
+        for name in others:
+            table.add_column(name, justify="right")
+        for row in content.rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(caption(found))

@@ -44,6 +44,21 @@ def label(row: dict[str, Any], names: list[str]) -> str:
     return ", ".join(filter(None, map(text, names)))
 
 
+def curves(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the rows that differ in γ alone, in its order, by what tells them from others."""
+    names, found = varying(rows), {}
+    for row in sorted(rows, key=lambda row: row["gamma"]):
+        found.setdefault(label(row, names), []).append(row)
+    return found
+
+
+def error(row: dict[str, Any], metric: str) -> float:
+    """Returns the length of a metric's error bar: its deviation over seeds, or the standard error of adherence."""
+    if row["spread"] is not None:
+        return row["spread"].get(metric, 0.0)
+    return row["metrics"]["joint_adherence_error"] if metric == "joint_adherence" else 0.0
+
+
 def save_figure(path: Path, found: Evaluation) -> None:
     """Draws an evaluation to a PNG file: one line for each combination of settings, over γ.
 
@@ -52,10 +67,7 @@ def save_figure(path: Path, found: Evaluation) -> None:
     """
     figure = Figure(figsize=(15, 3.8), layout="constrained")
     axes = figure.subplots(1, 4)
-    names = varying(found.rows)
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(found.rows, key=lambda row: row["gamma"]):
-        lines.setdefault(label(row, names), []).append(row)
+    lines = curves(found.rows)
     panels = (("frechet_distance", axes[0]), ("inception_score", axes[1]), ("joint_adherence", axes[3]))
     for i, (title, rows) in enumerate(lines.items()):
         style = {"color": f"C{i}", "marker": ".", "capsize": 3, "label": title or None}
@@ -63,9 +75,9 @@ def save_figure(path: Path, found: Evaluation) -> None:
         for metric, ax in panels:
             if metric in rows[0]["metrics"]:
                 values = [row["metrics"][metric] for row in rows]
-                ax.errorbar(gammas, values, yerr=[_error(row, metric) for row in rows], **style)
+                ax.errorbar(gammas, values, yerr=[error(row, metric) for row in rows], **style)
         recall, precision = ([row["metrics"][name] for row in rows] for name in ("recall", "precision"))
-        errors = ([_error(row, name) for row in rows] for name in ("recall", "precision"))
+        errors = ([error(row, name) for row in rows] for name in ("recall", "precision"))
         axes[2].errorbar(recall, precision, *reversed(list(errors)), **style)
         for x, y, gamma in zip(recall, precision, gammas, strict=True):
             axes[2].annotate(f"{gamma:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
@@ -87,9 +99,3 @@ def save_figure(path: Path, found: Evaluation) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=100, format="png")
     storage.write_bytes(path, content.getvalue())
-
-
-def _error(row: dict[str, Any], metric: str) -> float:
-    if row["spread"] is not None:
-        return row["spread"].get(metric, 0.0)
-    return row["metrics"]["joint_adherence_error"] if metric == "joint_adherence" else 0.0

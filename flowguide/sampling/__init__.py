@@ -25,6 +25,7 @@ from flowguide.sampling.null import Null, check_null, guided_by_null, keep_null,
 from flowguide.sampling.particles import ParticleSamples, resample_equal
 from flowguide.sampling.pilots import check_fit, check_gap, fit_grid, gap
 from flowguide.sampling.request import SampleRequest, default_gamma, request
+from flowguide.sampling.trajectories import Trajectory, trajectory
 
 __all__ = [
     "ADAPTIVE",
@@ -46,6 +47,7 @@ __all__ = [
     "SampleRequest",
     "SamplerConfig",
     "Samples",
+    "Trajectory",
     "Upsample",
     "check_fit",
     "check_gap",
@@ -68,4 +70,5 @@ __all__ = [
     "sample",
     "sample_particles",
     "sample_product",
+    "trajectory",
 ]

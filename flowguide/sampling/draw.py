@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from flowguide.kinds import checked
 from flowguide.model import GammaConditioned, Model
 from flowguide.networks import Network
 from flowguide.paths import Path
-from flowguide.sampling.batches import Draw, batches, in_a_row, spread
+from flowguide.sampling.batches import Devices, Draw, batches, in_a_row, spread
 from flowguide.sampling.checks import SAMPLERS, check, check_counts, resolve_defaults
 from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, measured_velocity, weak_velocity
@@ -123,17 +123,10 @@ def sample(
     check(model, asked, config, weak)
 
     over = in_a_row(devices)
-    program = _program(functions_of(model, weak), config, over.mesh)
-    params = processes.put((model.params, None if weak is None else weak.params), over.whole)
-
-    drawn, cost = [], []
-    for kept, keys, part in batches(asked, num, batch_size, seed, over, progress=progress, first=first):
-        x, status, cost_each = (processes.gather(a) for a in program(params, keys, part))
-        _check_drawn(x, status, config)
-        drawn.append(x[:kept])
-        cost.append(cost_each[:kept])
-    x = output(model.info, np.concatenate(drawn), asked.c)
-    return Samples(asked.measured.kept(x) if isinstance(asked.measured, Inpaint) else x, np.concatenate(cost))
+    parts = batches(asked, num, batch_size, seed, over, progress=progress, first=first)
+    x, cost = in_batches(model, weak, config, over, parts)
+    x = output(model.info, x, asked.c)
+    return Samples(asked.measured.kept(x) if isinstance(asked.measured, Inpaint) else x, cost)
 
 
 @checked
@@ -184,7 +177,7 @@ def sample_particles(
     check(model, asked, config)
 
     over = in_a_row(devices)
-    program = _program(functions_of(model), config, over.mesh)
+    program = _program(functions_of(model), config, over.mesh, False)
     params, drawn, size = processes.put(model.params, over.whole), [], max(1, batch_size // config.particles)
     for kept, keys, part in batches(asked, num, size, seed, over, progress=progress, samples_each=config.particles):
         particles = program((params, None), keys, part)
@@ -235,10 +228,11 @@ def sample_product(
     return resample_equal(found, seed)[np.random.default_rng(seed).permutation(config.particles)[:num]]
 
 
-def drawing(functions: Functions, config: SamplerConfig) -> Draw:
+def drawing(functions: Functions, config: SamplerConfig, states: bool = False) -> Draw:
     """Returns the function (params and weaker params, keys, request) -> what is drawn; not jitted.
 
-    It gives samples, statuses and evaluations, each ``(B, ...)``; for the sampler "fkc", ``tilted.Particles``.
+    It gives samples, statuses and evaluations, each ``(B, ...)``; for the sampler "fkc", ``tilted.Particles``. With
+    ``states``, which needs a grid, each sample is its states at all nodes.
     """
 
     def draw(params: PyTree, keys: PRNGKey, asked: SampleRequest) -> PyTree:
@@ -253,11 +247,32 @@ def drawing(functions: Functions, config: SamplerConfig) -> Draw:
             guided, rules = guided_velocity(velocity, functions.path, config, asked, weak)
         guided = measured_velocity(guided, functions.path, functions.examples, config, asked.measured)
         x = jax.vmap(lambda key: jax.random.normal(key, functions.examples.model_shape))(keys)
-        integrate = _adaptive if config.solver in ADAPTIVE else _on_a_grid
+        integrate = _adaptive if config.solver in ADAPTIVE else partial(_on_a_grid, states=states)
         x, status, cost = integrate(guided, rules, x, functions.path, config, keys)
         return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
 
     return draw
+
+
+def in_batches(
+    model: Model,
+    weak: Model | None,
+    config: SamplerConfig,
+    over: Devices,
+    parts: Iterator[tuple[int, PyTree, SampleRequest]],
+    *,
+    states: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what the network draws in all batches, and the evaluations that each sample cost."""
+    program = _program(functions_of(model, weak), config, over.mesh, states)
+    params = processes.put((model.params, None if weak is None else weak.params), over.whole)
+    drawn, cost = [], []
+    for kept, keys, part in parts:
+        x, status, cost_each = (processes.gather(a) for a in program(params, keys, part))
+        _check_drawn(x, status, config)
+        drawn.append(x[:kept])
+        cost.append(cost_each[:kept])
+    return np.concatenate(drawn), np.concatenate(cost)
 
 
 def _adaptive(
@@ -273,18 +288,26 @@ def _adaptive(
 
 
 def _on_a_grid(
-    velocity: Any, rules: guidance.Guidance, x: Array, path: Path, config: SamplerConfig, keys: PRNGKey
+    velocity: Any,
+    rules: guidance.Guidance,
+    x: Array,
+    path: Path,
+    config: SamplerConfig,
+    keys: PRNGKey,
+    *,
+    states: bool,
 ) -> tuple[Array, Array, Array]:
     noise_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
     solver, ts = SAMPLERS[config.sampler].solver(config, path, noise_keys), nodes(config)
     cost = guidance.network_evaluations(solver, rules, ts, config.reuse)
-    return solvers.solve(solver, velocity, x, ts), jnp.int32(solvers.Status.DONE), cost
+    x = solvers.solve(solver, velocity, x, ts, trajectory=states)
+    return jnp.swapaxes(x, 0, 1) if states else x, jnp.int32(solvers.Status.DONE), cost
 
 
 @lru_cache(maxsize=32)
-def _program(functions: Functions, config: SamplerConfig, mesh: jax.sharding.Mesh) -> Draw:
+def _program(functions: Functions, config: SamplerConfig, mesh: jax.sharding.Mesh, states: bool) -> Draw:
     """The jitted sampler. Each device draws whole samples or, for particles, whole laws."""
-    return spread(drawing(functions, config), mesh)
+    return spread(drawing(functions, config, states), mesh)
 
 
 def _check_drawn(x: np.ndarray, status: np.ndarray, config: SamplerConfig) -> None:

@@ -31,6 +31,7 @@ def command(*arguments):
 
 def test_from_the_command_line(digits, tmp_path, capsys):
     sweep = ["--gamma=1,2", "--guidance=cfg,apg:momentum=-0.5", "--steps=2"]
+    sweep += ["--html", "--html_samples=2", "--html_steps=2", "--html_cond=3", "--html_cond=5"]
     command(f"--workdir={digits}", f"--out={tmp_path}", *sweep, "--num=20", "--num_real=100", "--batch_size=16")
     content = json.loads((tmp_path / "evaluation.json").read_text())
     rows = content["rows"]
@@ -59,6 +60,8 @@ def test_from_the_command_line(digits, tmp_path, capsys):
         assert word in printed.out
     assert np.asarray(Image.open(tmp_path / "evaluation.png")).std() > 5
     assert "a judge of label learns" in printed.err
+    assert "evaluation.html: 24 pictures of 2 samples, about 0.1 MB" in printed.err  # (2 + 1 settings + 3 states) · 4
+    assert '<option value="1">5</option>' in (tmp_path / "evaluation.html").read_text()
 
     shutil.rmtree(tmp_path / "chunks")  # the rest is still known
     command(
@@ -84,6 +87,19 @@ def test_all_combinations_are_what_sample_would_draw():
     ]
 
 
+def test_a_page_that_fails_loses_no_result(digits, tmp_path, capsys, monkeypatch):
+    def fails(*args, **options):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(evaluate.page, "write", fails)
+    few = ["--gamma=1", "--steps=1", "--num=16", "--num_real=20", "--html"]
+    command(f"--workdir={digits}", f"--out={tmp_path}", *few)
+    printed = capsys.readouterr()
+    assert "warning: no evaluation.html (MemoryError: no room)" in printed.err
+    assert printed.out.strip().endswith(f"{tmp_path / 'evaluation.json'} and {tmp_path / 'evaluation.png'}")
+    assert not (tmp_path / "evaluation.html").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,6 +118,9 @@ def test_all_combinations_are_what_sample_would_draw():
         ("--workdir=nowhere --guidance=cfg,autoguidance", "needs a weaker model"),
         ("--workdir=RUN --step=99", "no checkpoint of step 99"),
         ("--workdir=RUN --num=5", "at least 10"),
+        ("--workdir=RUN --html --html_cond=ten", "unknown value"),
+        ("--workdir=RUN --html --html_steps=0.5", "--html_steps takes whole numbers; got '0.5'"),
+        ("--workdir=RUN --html --html_samples=9999", "lower --html_samples to"),
         ("--workdir=RUN --features=inception:nowhere.pth", "nowhere.pth"),
     ],
 )

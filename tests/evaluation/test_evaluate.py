@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from flowguide import metrics, sampling
-from flowguide.build import Splits
 from flowguide.data import Dataset
 from flowguide.errors import UserError
 from flowguide.evaluation import FeatureNetwork, evaluate, inception, judging, run, save, save_figure, settings, sweep
@@ -15,22 +14,10 @@ from flowguide.metrics import inception as inception_v3
 from flowguide.metrics.judge import as_images
 from flowguide.schema import Batch, Images, with_known
 from tests.support.toy import FREE, MODEL, ONE, SHAPE
+from tests.support.toy_data import data_of, dataset
 
 CONFIG = sampling.SamplerConfig(steps=3)
 NUM, CHUNK = 40, 16
-
-
-def dataset(split, size, seed, info=MODEL.info):
-    """Examples whose mean says their hat, and whose spread their beard."""
-    rng = np.random.default_rng(seed)
-    value = {name: rng.integers(0, 2, size).astype(np.int32) for name in info.fields}
-    shift = 3.0 * value["hat"][:, None, None, None] if "hat" in value else 0.0
-    x = (rng.normal(size=(size, *info.shape)) + shift).astype(info.examples.dtype)
-    return Dataset(info, split, "1", size, True, lambda i: Batch(x[i], {name: v[i] for name, v in value.items()}))
-
-
-def data_of(info=MODEL.info, train=60, test=24):
-    return Splits(dataset("train", train, 0, info), dataset("test", test, 1, info))
 
 
 DATA = data_of()

@@ -95,6 +95,7 @@ def test_changing_gamma_seed_or_condition_compiles_nothing():
         draw_module.functions_of(MODEL),
         sampling.resolve_defaults(sampling.SamplerConfig(steps=6), MODEL),
         jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
+        False,
     )
     before = program._cache_size()
     draw(negative=["beard=no"], gamma=3.0, seed=5, cond="beard=yes", gamma_negative=0.1)
