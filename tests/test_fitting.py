@@ -190,6 +190,17 @@ def test_a_cpu_in_a_hurry_gets_an_mlp(name, minutes, platform, network):
         assert config.config_for(info, len(x), minutes=enough, platform="cpu").network.name == "unet"
 
 
+@pytest.mark.parametrize(
+    "condition", [{"edges": IMAGES}, {"text": [f"a {w} of {i} hats" for i, w in enumerate(["red", "blue"] * 20)]}]
+)
+def test_conditions_that_have_places_need_a_unet(condition):
+    """An MLP learns the pictures that belong to conditions it has seen, and nothing about others."""
+    from flowguide.fitting import _opened
+
+    info = _opened(IMAGES, condition, "data", (), None, None).train.info
+    assert config.config_for(info, 40, minutes=0.1, platform="cpu").network.name == "unet"
+
+
 def test_a_run_goes_on_with_its_own_network_when_it_gets_more_time(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "images.npz", image=RNG.integers(0, 256, (40, 8, 8, 1), np.uint8))
     source, workdir = str(tmp_path / "images.npz"), tmp_path / "run"

@@ -14,7 +14,7 @@ from flowguide.config.defaults import Config, default
 from flowguide.flops import flops
 from flowguide.networks import UNet, as_network
 from flowguide.networks.check import abstract_inputs
-from flowguide.networks.embed import has_sequence
+from flowguide.networks.embed import beside_shapes, has_sequence
 from flowguide.schema import DataInfo, Known
 
 SMALLEST_SIDE = 4  # of the coarsest level of a U-Net
@@ -28,7 +28,8 @@ def config_for(info: DataInfo, size: int, *, minutes: float | None = None, platf
     """Returns a complete config.
 
     Vectors get an MLP; signals, images and volumes a U-Net with as many levels as their sides can be halved. Where a
-    CPU has too little time for a U-Net, they get an MLP too: it learns more in the first minutes.
+    CPU has too little time for a U-Net, they get an MLP too: it learns more in the first minutes. Not so with images
+    and sequences as conditions: only a U-Net carries over to new ones.
 
     Args:
       info: of the data.
@@ -40,7 +41,7 @@ def config_for(info: DataInfo, size: int, *, minutes: float | None = None, platf
     vectors = _as_vectors(info)
     if vectors:
         _for_vectors(c, info, size)
-    elif minutes is not None and (platform or jax.default_backend()) == "cpu" and minutes < _minutes_of_unet(info):
+    elif minutes is not None and _in_a_hurry(info, minutes, platform or jax.default_backend()):
         _for_little_time(c, info)
     else:
         _for_grids(c, info)
@@ -73,6 +74,12 @@ def why(config: Config, info: DataInfo) -> str | None:
 
 def _as_vectors(info: DataInfo) -> bool:
     return len(info.model_shape) < 2 or max(info.model_shape[:-1]) < SMALLEST_SIDE
+
+
+def _in_a_hurry(info: DataInfo, minutes: float, platform: str) -> bool:
+    if platform != "cpu" or has_sequence(info.fields) or beside_shapes(info.fields):
+        return False
+    return minutes < _minutes_of_unet(info)
 
 
 def _for_vectors(c: Config, info: DataInfo, size: int) -> None:
