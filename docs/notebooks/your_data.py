@@ -149,4 +149,4 @@ for name, x in {"held-out wines": wine.data[test], "mixed wines": mixed}.items()
 
 # %% [markdown]
 # [Your own data](../your-data.md) says what `fit` recognises and what it chooses. Next:
-# [files](files.py), [conditions](conditions.py), [inference with simulators](inference.ipynb).
+# [files](files.ipynb), [conditions](conditions.ipynb), [inference with simulators](inference.ipynb).
