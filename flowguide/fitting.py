@@ -12,7 +12,7 @@ from absl import logging
 
 from flowguide import sampling, storage
 from flowguide.build import Splits, completing
-from flowguide.config import Config, check_types, config_for, why
+from flowguide.config import Config, check_types
 from flowguide.data import describe_table, of_arrays, open_path, open_table
 from flowguide.data.tables import as_column
 from flowguide.errors import UserError
@@ -21,7 +21,7 @@ from flowguide.model import Model
 from flowguide.networks import Network
 from flowguide.schema import DataInfo, Records
 from flowguide.training.loop import train
-from flowguide.workdir import config_there
+from flowguide.workdir import config_to_use
 
 MINUTES = 5.0  # that a fit takes if nothing says how long
 EXAMPLES = "examples"  # their column, beside those of the conditions
@@ -81,11 +81,9 @@ def fit(
     if minutes is None and config is None:
         minutes = MINUTES
     reason = None
-    if config is None and workdir is not None:  # a run goes on as it began, however much time it gets now
-        config = config_there(storage.path(workdir))
     if config is None:
-        config = config_for(data.train.info, data.train.size, minutes=minutes)
-        reason = why(config, data.train.info) if network is None else None
+        there = None if workdir is None else storage.path(workdir)
+        config, reason = config_to_use(there, data.train.info, data.train.size, minutes)
     chosen: Config = config
     check_types(chosen)
     chosen = chosen.copy_and_resolve_references()
@@ -96,7 +94,7 @@ def fit(
     if isinstance(x, str | Path):
         chosen.data.update({"path": str(x), "example": tuple(example), "fields": tuple(fields or ())})
     place = tempfile.mkdtemp(prefix="flowguide-") if workdir is None else workdir
-    print(*filter(None, (describe(data), reason)), sep="\n", file=sys.stderr)
+    print(*filter(None, (describe(data), reason if network is None else None)), sep="\n", file=sys.stderr)
     print(f"the run is in {place}", file=sys.stderr)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns of things that are meant to be

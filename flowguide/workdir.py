@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flowguide import checkpoint, processes, storage
-from flowguide.config import Config, check_same_run, read_config
+from flowguide.config import Config, check_same_run, config_for, read_config, why
 from flowguide.errors import UserError
 from flowguide.lock import only_trainer
 from flowguide.schema import DataInfo, info_from_json
@@ -75,6 +75,29 @@ def config_there(workdir: Path, trusted: str = "") -> Config | None:
     except OSError as error:
         raise UserError(f"cannot read {workdir} ({error.strerror or error}): choose another folder") from error
     return read_config(workdir, trusted=trusted) if there else None
+
+
+def config_to_use(workdir: Path | None, info: DataInfo, size: int, minutes: float | None) -> tuple[Config, str | None]:
+    """Returns the config of the run in a folder, which resumes as it began, or one chosen for the data.
+
+    Args:
+      workdir: of the run; None for one that is new.
+      info: of the data.
+      size: number of examples to train on.
+      minutes: the limit of time, or None; it sets ``steps`` for a run that resumes too.
+
+    Returns:
+      the config, and a line on its network if that was chosen because time is short.
+
+    Raises:
+      UserError: as ``config_there``.
+    """
+    config = config_for(info, size, minutes=minutes)
+    begun = None if workdir is None else config_there(workdir)
+    if begun is None:
+        return config, why(config, info)
+    begun.steps = config.steps
+    return begun, None
 
 
 def _check_same_data(workdir: Path, info: str) -> None:

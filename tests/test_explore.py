@@ -75,6 +75,17 @@ def test_controls_are_those_that_the_model_obeys():
     assert get(explore.make_app(FREE).test_client(), "num=2&steps=2").status_code == 200
 
 
+def test_every_method_of_the_page_draws(client):
+    """As it is or, for those that need one, away from something."""
+    for rule in explore.controls(MODEL)["rules"]:
+        plain = get(client, f"cond=hat%3Dred&num=2&steps=2&guidance={rule}")
+        negative = get(client, f"cond=hat%3Dred&num=2&steps=2&guidance={rule}&negative=hat%3Dnone")
+        if rule == "fdg":  # the toy's images are too small for it
+            assert (plain.status_code, "3 levels need images" in plain.text) == (400, True)
+        else:
+            assert 200 in (plain.status_code, negative.status_code), (rule, plain.get_data(as_text=False)[:200])
+
+
 def test_only_this_machine_is_answered(client):
     """A page of another site that names this machine by a name of its own is refused."""
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example"):

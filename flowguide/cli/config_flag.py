@@ -17,9 +17,9 @@ import flowguide
 from flowguide import storage
 from flowguide.build import Splits, splits
 from flowguide.cli.common import columns_in, define_column_flags, names_in
-from flowguide.config import CHOICES, SETTINGS, Config, check_types, complete, config_for, default, why
+from flowguide.config import CHOICES, SETTINGS, Config, check_types, complete, default
 from flowguide.errors import UserError, hint
-from flowguide.workdir import config_there
+from flowguide.workdir import config_to_use
 
 CONFIG = "the experiment: a name such as avatars, or a Python file with a function get_config()"
 
@@ -118,14 +118,13 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> tuple[Config, S
     probe = default()
     probe.data.update({**settings, **places})
     data = splits(probe)
-    chosen = config_for(data.train.info, data.train.size, minutes=_minutes(asked.get("minutes")))
-    if begun := config_there(storage.path(asked["workdir"])) if asked.get("workdir") else None:
-        begun.steps, chosen = chosen.steps, begun  # a run goes on as it began, however much time it gets now
-    print(*filter(None, (describe(data), None if begun else why(chosen, data.train.info))), sep="\n")
+    workdir = storage.path(asked["workdir"]) if asked.get("workdir") else None
+    chosen, reason = config_to_use(workdir, data.train.info, data.train.size, _minutes(asked.get("minutes")))
+    print(*filter(None, (describe(data), reason)), sep="\n")
     chosen.data.update(settings)
-    # Other settings of the data, such as data.known, are parsed later: then the data are opened again with them.
-    more = any(argument.lstrip("-").startswith("config.data.") for argument in arguments)
-    return chosen, None if more or begun else data
+    # Other settings of the data, such as data.known, are parsed later, or are those of a run: then it is opened again.
+    more = chosen.data.known or any(argument.lstrip("-").startswith("config.data.") for argument in arguments)
+    return chosen, None if more else data
 
 
 def _minutes(text: str | None) -> float | None:

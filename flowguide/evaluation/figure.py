@@ -52,11 +52,11 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def error(row: dict[str, Any], metric: str) -> float:
-    """Returns the length of a metric's error bar: its deviation over seeds, or the standard error of adherence."""
+def error(row: dict[str, Any], metric: str) -> float | None:
+    """Returns the error of a metric: its deviation over seeds, or the standard error of adherence; None without."""
     if row["spread"] is not None:
-        return row["spread"].get(metric, 0.0)
-    return row["metrics"]["joint_adherence_error"] if metric == "joint_adherence" else 0.0
+        return row["spread"].get(metric)
+    return row["metrics"]["joint_adherence_error"] if metric == "joint_adherence" else None
 
 
 def save_figure(path: Path, found: Evaluation) -> None:
@@ -75,9 +75,9 @@ def save_figure(path: Path, found: Evaluation) -> None:
         for metric, ax in panels:
             if metric in rows[0]["metrics"]:
                 values = [row["metrics"][metric] for row in rows]
-                ax.errorbar(gammas, values, yerr=[error(row, metric) for row in rows], **style)
+                ax.errorbar(gammas, values, yerr=[error(row, metric) or 0.0 for row in rows], **style)
         recall, precision = ([row["metrics"][name] for row in rows] for name in ("recall", "precision"))
-        errors = ([error(row, name) for row in rows] for name in ("recall", "precision"))
+        errors = ([error(row, name) or 0.0 for row in rows] for name in ("recall", "precision"))
         axes[2].errorbar(recall, precision, *reversed(list(errors)), **style)
         for x, y, gamma in zip(recall, precision, gammas, strict=True):
             axes[2].annotate(f"{gamma:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from flowguide.evaluation.figure import label, varying
+from flowguide.evaluation.figure import error, label, varying
 from flowguide.evaluation.run import Evaluation
 
 # metric -> heading and format
@@ -64,7 +64,7 @@ def _metrics(found: Evaluation) -> Table:
     shown = {name: column for name, column in COLUMNS.items() if name in held}
     rows = [[_held_out(found), "", *(form.format(held[name]) for name, (_, form) in shown.items()), "", ""]]
     for row in found.rows:
-        cells = [_with_error(row, row["metrics"], name, form) for name, (_, form) in shown.items()]
+        cells = [_with_error(row, name, form) for name, (_, form) in shown.items()]
         cost = f"{row['evaluations']:.4g}", f"{row['seconds']:.1f}"
         rows.append([label(row, names) or row["guidance"], f"{row['gamma']:g}", *cells, *cost])
     return Table(["setting", "γ", *(heading for heading, _ in shown.values()), "NFE", "seconds"], rows)
@@ -84,8 +84,6 @@ def _held_out(found: Evaluation) -> str:
     return f"{found.held_out['num_samples']:,} held-out real"
 
 
-def _with_error(row: dict[str, Any], metrics: dict[str, float], name: str, form: str) -> str:
-    error = (row["spread"] or {}).get(name)
-    if error is None and name == "joint_adherence":
-        error = metrics["joint_adherence_error"]
-    return form.format(metrics[name]) + ("" if error is None else f"±{form.format(error)}")
+def _with_error(row: dict[str, Any], name: str, form: str) -> str:
+    found = error(row, name)
+    return form.format(row["metrics"][name]) + ("" if found is None else f"±{form.format(found)}")

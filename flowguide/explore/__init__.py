@@ -22,6 +22,7 @@ MOST = 64  # samples of a picture
 STEPS = (4, 8, 16, 25, 50)
 LARGEST = 10.0  # γ of the slider
 ASKED = ("cond", "negative", "replace_null", "gamma", "steps", "guidance", "num", "seed")
+NOT_HERE = ("autoguidance", "cfg_pp", "perturbed")  # need a weaker model, the solver ddim, a perturbation
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -50,7 +51,7 @@ def make_app(model: Model) -> Flask:
         try:
             with one_at_a_time:
                 content, seconds, evaluations = draw(model, request.args)
-        except UserError as error:
+        except (UserError, ValueError) as error:  # ValueError: a rule that does not take such examples
             return Response(one_line(error), 400, mimetype="text/plain")
         told = {"Seconds": f"{seconds:.2f}", "Evaluations": str(evaluations), "Cache-Control": "no-store"}
         return Response(content, mimetype="image/png", headers=told)
@@ -112,7 +113,7 @@ def controls(model: Model) -> dict[str, Any]:
         "gamma": {"low": low, "high": high, "start": min(max(2.0, low), high)},
         "guidable": plain or isinstance(model.guidance, GammaConditioned),
         "negatives": plain,
-        "rules": [name for name in methods.METHODS if name != "autoguidance"] if plain else [],
+        "rules": [name for name in methods.METHODS if name not in NOT_HERE] if plain else [],
         "steps": STEPS,
         "most": MOST,
     }

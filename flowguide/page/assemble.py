@@ -96,7 +96,7 @@ def _trajectory(plan: Plan, pictures: Pictures) -> str:
 
 
 def _control(name: str, title: str, texts: Sequence[str], view: str) -> str:
-    """Returns a slider for numbers, a list for texts; nothing where there is nothing to choose."""
+    """Returns a slider for numbers or a list for texts; returns nothing if there is only one choice."""
     if len(texts) < 2:
         return ""
     own, label = f"{view}-{name}", f'<label for="{view}-{name}">{title}</label>'

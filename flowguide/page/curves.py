@@ -42,7 +42,10 @@ def panels(found: Evaluation) -> list[Panel]:
     for metric in ("frechet_distance", "inception_score", "joint_adherence"):
         if all(metric in row["metrics"] for row in found.rows):
             points = {
-                name: [Point(row["gamma"], row["metrics"][metric], 0, error(row, metric), row["gamma"]) for row in rows]
+                name: [
+                    Point(row["gamma"], row["metrics"][metric], 0, error(row, metric) or 0.0, row["gamma"])
+                    for row in rows
+                ]
                 for name, rows in lines.items()
             }
             place = (None, held[metric]) if metric in held else None
@@ -131,7 +134,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def _precision_recall(row: dict[str, Any]) -> Point:
     m = row["metrics"]
-    return Point(m["recall"], m["precision"], error(row, "recall"), error(row, "precision"), row["gamma"])
+    return Point(m["recall"], m["precision"], error(row, "recall") or 0.0, error(row, "precision") or 0.0, row["gamma"])
 
 
 def _spanned(values: Sequence[float], ticks: Sequence[float]) -> tuple[float, float]:

@@ -47,6 +47,6 @@ def hardly_trained(step: int) -> str | None:
         return None
     return (
         f"warning: the limit of time ended the training after {step} {'step' if step == 1 else 'steps'}, and samples "
-        "will be noise: give more minutes (the same call goes on from here), smaller examples, or a smaller "
+        "will be noise: give more minutes (the same call resumes), smaller examples, or a smaller "
         "config.network or config.batch_size"
     )
