@@ -44,9 +44,10 @@ pod-demo: $(VENV)/ready
 
 TESTS := $(PY) -m pytest --numprocesses=auto --maxprocesses=4
 test: $(VENV)/ready
-	FLOWGUIDE_TESTS=quick $(TESTS) --dist=loadfile -m "not slow"
+	FLOWGUIDE_TESTS=quick $(TESTS) --dist=loadfile -m "not slow and not thorough"
 
 test-slow: $(VENV)/ready
+	FLOWGUIDE_TESTS=quick $(TESTS) --dist=loadfile -m "thorough and not slow"
 	$(TESTS) --dist=worksteal -m slow
 
 mutants: $(VENV)/ready

@@ -78,6 +78,8 @@ def _value(name: str, field: dict[str, Any], text: str | None) -> np.ndarray:
         if text is not None and text not in field["values"]:
             raise ValueError(f"{name} is one of {', '.join(field['values'])}; got {text[:20]!r}")
         return np.array(0 if text is None else field["values"].index(text), np.int32)
+    if field["type"] == "series":
+        return np.zeros((field["length"], field["size"]), np.float16 if field.get("encoder") else np.float32)
     if field["type"] != "vector":
         return np.zeros(field["length"], np.int32)
     try:

@@ -16,6 +16,7 @@ _ROOMS = (
     "analytic",
     "condition",
     "config",
+    "convert",
     "couplings",
     "data",
     "errors",

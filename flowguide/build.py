@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optax
@@ -11,6 +11,7 @@ import optax
 from flowguide import losses, paths, targets
 from flowguide.config import Config, choose, resolve
 from flowguide.errors import UserError, hint
+from flowguide.networks import Output
 from flowguide.schema import DataInfo, Fields, Vector, with_known
 from flowguide.training import ema
 from flowguide.training.optimizer import clipped, learning_rate
@@ -100,7 +101,7 @@ def network_fields(config: Config, info: DataInfo) -> Fields:
 def target(config: Config) -> targets.Target:
     """Returns what the velocity is trained to be."""
     name, chosen = config.target.name, choose("target", config)
-    if _is_guided(chosen) and config.task != "flow":
+    if name != "plain" and config.task != "flow":
         raise UserError(f"target {name!r} is one of velocities; got task {config.task!r}: set target to plain")
     if chosen.needs_null and not config.drop_rate > 0:
         raise UserError(f"target {name!r} learns u(t, x, ∅) on the way; got drop_rate {config.drop_rate}: 0.1, say")
@@ -109,11 +110,23 @@ def target(config: Config) -> targets.Target:
     return chosen
 
 
+def output(config: Config) -> Output:
+    """Returns what the network predicts."""
+    chosen = choose("output", config)
+    if config.task != "flow" and config.output.name != "velocity":
+        raise UserError(
+            f"output {config.output.name!r} is one of velocities; got task {config.task!r}: set output to velocity"
+        )
+    return chosen
+
+
 def task(config: Config) -> Callable[..., Array]:
     """Returns the loss of each example."""
     if config.task not in losses.TASKS:
         near = hint(config.task, losses.TASKS)
         raise UserError(f"unknown task {config.task!r:.100}{near}: there are {', '.join(sorted(losses.TASKS))}")
+    if config.task == "autoencoder":
+        return partial(losses.reconstruction, **config.autoencoder.to_dict())
     return losses.TASKS[config.task]
 
 
@@ -162,6 +175,17 @@ def warmup(config: Config) -> int:
 def average(config: Config) -> ema.Profile:
     """Returns the profile of the moving average."""
     return choose("ema", config)
+
+
+def tracked(config: Config) -> tuple[ema.Profile, ...]:
+    """Returns the profiles of the averages that the run snapshots; none if ``posthoc.every`` is 0."""
+    if not config.posthoc.every:
+        return ()
+    if not config.posthoc.widths:
+        raise UserError(
+            "posthoc.widths are the widths of the averages to keep snapshots of; got none: (0.05, 0.1), say"
+        )
+    return tuple(map(ema.power, config.posthoc.widths))
 
 
 def layout(config: Config, devices: Sequence[Device]) -> Layout:

@@ -17,7 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from flowguide import processes, storage
 from flowguide.hashes import json_hash, leaf_hashes
-from flowguide.restore import BEST_BY, best_step, check_place, folder, move_away, restore, restore_ema
+from flowguide.restore import BEST_BY, best_step, check_place, folder, move_away, parts_of, restore, restore_ema
 from flowguide.restore import alone as alone_options
 from flowguide.training.step import TrainState
 
@@ -82,15 +82,17 @@ def manager(workdir: Path, keep: int = 2, alone: bool = False) -> ocp.Checkpoint
 
 
 @contextlib.contextmanager
-def closing(to: ocp.CheckpointManager) -> Generator[None]:
-    """Closes a manager at the end. After a failure, reports that failure, not what closing makes of a failed save."""
+def closing(*managers: ocp.CheckpointManager) -> Generator[None]:
+    """Closes managers at the end. After a failure, reports that failure, not what closing makes of a failed save."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(Exception):
-            to.close()
+        for to in managers:
+            with contextlib.suppress(Exception):
+                to.close()
         raise
-    to.close()
+    for to in managers:
+        to.close()
 
 
 class SaveError(Exception):
@@ -123,10 +125,10 @@ def save(
     Raises:
       SaveError: if this checkpoint cannot be written, or the one before, which was written in the background.
     """
-    with _failing_to_save():
+    with failing_to_save():
         to.check_for_errors()  # if the last save failed only here, waiting for other processes would hang
-        state = jax.tree.map(_copy_on_cpu, state)
-        parts = {"params": state.params, "ema": state.ema, "train": {"step": state.step, "opt_state": state.opt_state}}
+        state = jax.tree.map(copy_on_cpu, state)
+        parts = parts_of(state)
         hashes = {name: leaf_hashes(part) for name, part in parts.items()}
         position = data.get_state()  # the same in all processes, and for any number of them
         hashes |= {"data": json_hash(position), "meta": json_hash(meta), "step": int(state.step)}
@@ -146,7 +148,7 @@ def finish(to: ocp.CheckpointManager) -> None:
     Raises:
       SaveError: if it cannot be written.
     """
-    with _failing_to_save():
+    with failing_to_save():
         while to.is_saving_in_progress():
             to.check_for_errors()  # a failed save would wait for the others at a barrier, and they for it
             time.sleep(0.05)
@@ -154,7 +156,8 @@ def finish(to: ocp.CheckpointManager) -> None:
 
 
 @contextlib.contextmanager
-def _failing_to_save() -> Generator[None]:
+def failing_to_save() -> Generator[None]:
+    """Raises ``SaveError`` for whatever fails."""
     try:
         yield
     except Exception as error:  # a full disk, a bucket that has gone: each storage has its own kinds
@@ -163,20 +166,22 @@ def _failing_to_save() -> Generator[None]:
         raise SaveError(f"{type(error).__name__}: {text if len(text) <= 400 else f'… {text[-400:]}'}") from error
 
 
-def _copy_on_cpu(a: Any) -> Any:
+def copy_on_cpu(a: Any) -> Any:
     """Copies an array on a CPU: there Orbax writes from the memory that the next step reuses."""
     on_cpu = isinstance(a, jax.Array) and all(device.platform == "cpu" for device in a.devices())
     return a.copy() if on_cpu else a
 
 
-def rescue(state: TrainState, data: grain.DatasetIterator[Any], meta: dict[str, Any], files: Mapping[str, str]) -> Path:
+def rescue(
+    state: TrainState, data: grain.DatasetIterator[Any], meta: dict[str, Any], files: Mapping[str, str | bytes]
+) -> Path:
     """Saves a state to a temporary folder, which is a run as well, because its own folder cannot take it; returns it.
 
     Args:
       state: of training.
       data: the iterator whose position is kept.
       meta: as for ``save``.
-      files: texts by name that lie beside the checkpoints, ``info.json`` among them. The run's folder may be gone.
+      files: contents by name that lie beside the checkpoints, ``info.json`` among them. The run's folder may be gone.
 
     Raises:
       SaveError: if there is no room there either, or this process holds only a part of the state.
@@ -185,8 +190,8 @@ def rescue(state: TrainState, data: grain.DatasetIterator[Any], meta: dict[str, 
         raise SaveError("the state is spread over several processes")
     try:
         place = Path(tempfile.mkdtemp(prefix="flowguide-rescued-"))
-        for name, text in files.items():
-            (place / name).write_text(text)
+        for name, content in files.items():
+            (place / name).write_bytes(content.encode() if isinstance(content, str) else content)
         with manager(place, alone=True) as to:
             save(to, state, data, meta, info=json.loads(files["info.json"]), wait=True)
     except OSError as error:

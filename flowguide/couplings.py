@@ -34,6 +34,24 @@ def independent() -> Coupling:
     return lambda keys, x0, x1, c: x0
 
 
+def next_example() -> Coupling:
+    """Gives row j of x1 the x0 of row j − 1, the first that of the last: never its own.
+
+    It finds each example another one of the batch, for targets that contrast them. The batch is shuffled, so the other
+    one is independent of it.
+
+    Raises:
+      ValueError: in use, if there is one example alone.
+    """
+
+    def couple(keys: PRNGKey, x0: Array, x1: Array, c: Condition) -> Array:
+        if x0.shape[0] < 2:
+            raise ValueError("expected 2 examples or more, so that each has another one; got 1")
+        return jnp.roll(x0, 1, axis=0)
+
+    return couple
+
+
 def minibatch(match: Match, condition_weight: float = 0.0) -> Coupling:
     """Minibatch optimal transport with squared distances (Tong et al. 2024, §3.2; Pooladian et al. 2023, §3).
 

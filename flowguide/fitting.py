@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flowguide import sampling, storage
 from flowguide.build import Splits, completing
 from flowguide.config import Config, check_types
 from flowguide.data import describe_table, of_arrays, open_path, open_table
+from flowguide.data.embedding import embed_captions
 from flowguide.data.tables import as_column
 from flowguide.errors import UserError
 from flowguide.kinds import checked
@@ -40,6 +41,7 @@ def fit(
     example: Sequence[str] = (),
     image_size: int | None = None,
     known: bool = False,
+    text_encoder: str | Callable[[list[str]], Any] | None = None,
     name: str = "data",
 ) -> Model:
     """Trains a flow-matching model of p(x | condition), and returns it.
@@ -70,12 +72,14 @@ def fit(
       image_size: of a path, the side to which images are cropped and resized.
       known: whether the model also learns to complete an example from any part of it, for inpainting and imputation:
         ``model.sample({"known": x})`` with NaN where x is unknown.
+      text_encoder: of the conditions that are captions: a function from a list of texts to a list of float arrays
+        ``(L_i, size)``, or its name, see ``schema.encoders``. By default each word has a vector that is learned.
       name: of the data, for messages.
 
     Raises:
       UserError: for data that cannot be used, before anything is computed or written.
     """
-    data = _opened(x, condition, name, example, fields, image_size)
+    data = _opened(x, condition, name, example, fields, image_size, text_encoder)
     if known:
         data = completing(data)
     if minutes is None and config is None:
@@ -83,7 +87,7 @@ def fit(
     reason = None
     if config is None:
         there = None if workdir is None else storage.path(workdir)
-        config, reason = config_to_use(there, data.train.info, data.train.size, minutes)
+        config, reason = config_to_use(there, data.train, minutes)
     chosen: Config = config
     check_types(chosen)
     chosen = chosen.copy_and_resolve_references()
@@ -136,8 +140,11 @@ def _opened(
     example: Sequence[str],
     fields: Sequence[str] | None,
     image_size: int | None,
+    text_encoder: str | Callable[[list[str]], Any] | None = None,
 ) -> Splits:
     if isinstance(x, str | Path):
+        if text_encoder is not None:
+            raise UserError(f"text_encoder is for arrays; got the path {x}: embed its texts by `flowguide data embed`")
         if condition is not None:
             raise UserError(f"got a condition beside the path {x}: name columns of the path, fields=[...]")
         return Splits(*open_path(x, example, fields, image_size=image_size))
@@ -151,6 +158,8 @@ def _opened(
         raise UserError(f"got a condition called {both[0]!r}, as the examples are: call it something else")
     table, chosen = of_arrays(name, {**columns, **conditions}), tuple(columns)
     info = describe_table(table, chosen, tuple(conditions))
+    if text_encoder is not None:
+        table, info = embed_captions(table, info, text_encoder)
     return Splits(*(open_table(table, split, info, chosen) for split in ("train", "test")))
 
 

@@ -22,7 +22,9 @@ _PLURAL = {float: "numbers", int: "whole numbers", str: "texts"}
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Returns the parameters of a function by name, with annotations evaluated to types if possible."""
+    """Returns the parameters of a function, or a class, by name, with annotations evaluated to types if possible."""
+    if inspect.isclass(make):
+        make = make.__init__
     try:
         signature = inspect.signature(make, eval_str=True)
     except NameError:  # an annotation's import is under TYPE_CHECKING

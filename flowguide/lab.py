@@ -127,7 +127,8 @@ def _guided(law: Law, contender: Contender, num: int, steps: int, gamma: Array) 
     negatives = (given(jnp.ones(num, int)),) if contender.negative else ()
     gamma_negative = guidance.constant(1.0) if contender.negative == "weighed" else None
     inputs = GuidanceInputs(law.velocity, c, scale, PATH, negatives, gamma_negative, ts=ts, interval=contender.interval)
-    guided = guidance.guide(law.velocity, c, build(contender.method, inputs, **dict(contender.settings)))
+    settings: dict[str, Any] = dict(contender.settings)
+    guided = guidance.guide(law.velocity, c, build(contender.method, inputs, **settings))
     keys = jax.random.split(jax.random.key(1), num)
     solver = solvers.SOLVERS[contender.solver](PATH)
     if contender.eta:

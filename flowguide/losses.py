@@ -1,4 +1,4 @@
-"""Losses: conditional flow matching, and classification of noisy data."""
+"""Losses: conditional flow matching, classification of noisy data, and reconstruction by an autoencoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flowguide import condition, paths, times
 from flowguide.condition import Condition
-from flowguide.couplings import Coupling, independent
+from flowguide.couplings import Coupling, independent, next_example
 from flowguide.paths import Path
 from flowguide.targets import Seen, Target, plain
 from flowguide.typing import Array, CondVelocity, PRNGKey, Velocity
@@ -76,6 +76,7 @@ class Recipe(NamedTuple):
       stratified: if positive, the global batch size over which t is stratified.
       weight: weight of the error at t, one of ``WEIGHTS``.
       target: the training target, one of ``TARGETS``.
+      others: pairs each example with another one, for a target that contrasts them.
     """
 
     path: Path = paths.linear()
@@ -86,6 +87,7 @@ class Recipe(NamedTuple):
     stratified: int = 0
     weight: Weight = constant()
     target: Target = plain()
+    others: Coupling = next_example()
 
 
 def flow_matching(
@@ -115,6 +117,9 @@ def flow_matching(
         gamma = times.draw(jax.vmap(jax.random.fold_in, in_axes=(0, None))(c_keys, 1), target.quantile)
     seen = Seen(t, paths.interpolate(path, t, x0, x1), c)
     u = paths.conditional_velocity(path, t, x0, x1)
+    if target.contrast is not None:
+        others = recipe.others(keys, x0, x1, c), recipe.others(keys, x1, x0, c)
+        u = target.contrast(u, paths.conditional_velocity(path, t, *others))
     residual = target.residual(velocity, teacher or velocity, seen, u, gamma)
     return recipe.weight(path, t) * jnp.mean(jnp.square(residual), axis=tuple(range(1, x1.ndim)))
 
@@ -146,6 +151,42 @@ def classification(
     (label,) = jax.tree.leaves(c.value)
     log_p = jax.nn.log_softmax(logits(t, paths.interpolate(recipe.path, t, x0, x1), c))
     return -recipe.weight(recipe.path, t) * jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
+
+
+def reconstruction(
+    network: Callable[[PRNGKey, Array, Condition], Any],
+    recipe: Recipe,
+    keys: PRNGKey,
+    index: Array,
+    x1: Array,
+    c: Condition,
+    teacher: object = None,
+    *,
+    kl: float = 1e-4,
+    l1: float = 0.0,
+) -> Array:
+    """Returns the loss of each example of a variational autoencoder, float32 ``(B,)``.
+
+    It is mean (x̂ − x)² + l1·mean |x̂ − x| + kl·mean ½(μ² + σ² − 1 − log σ²), for x̂ = D(μ + σε) (Kingma & Welling 2014,
+    eq. 10): means over the numbers of the example, and over those of its latents. A small ``kl`` keeps the latents near
+    N(0, 1) in scale and costs little sharpness (Rombach et al. 2022, §G).
+
+    Args:
+      network: (keys ``(B,)`` of ε, x ``(B, *D)``, c) -> something with the reconstruction ``x`` and the ``posterior``,
+        which has ``mean`` and ``log_variance``.
+      recipe: unused.
+      keys: typed keys ``(B,)``, see ``example_keys``.
+      index: unused.
+      x1: data ``(B, *D)``.
+      c: conditions, which the network ignores.
+      teacher: unused.
+      kl: weight of the divergence from N(0, 1).
+      l1: weight of the absolute error.
+    """
+    found = network(keys, x1, c)
+    error, (mean, log_variance) = found.x - x1, found.posterior
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
+    return _means(jnp.square(error)) + l1 * _means(jnp.abs(error)) + kl * _means(divergence)
 
 
 DEFAULT = Recipe()
@@ -218,7 +259,12 @@ class Task(Protocol):
 
 
 # The losses that the trainer can minimise, by name.
-TASKS: dict[str, Task] = {"flow": flow_matching, "classifier": classification}
+TASKS: dict[str, Task] = {"flow": flow_matching, "classifier": classification, "autoencoder": reconstruction}
+
+
+def _means(x: Array) -> Array:
+    """Returns the mean of each example, ``(B,)``."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def _draw(recipe: Recipe, keys: PRNGKey, index: Array, x1: Array, c: Condition) -> tuple[Array, Array, PRNGKey]:

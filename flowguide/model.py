@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from flowguide import build, paths
-from flowguide.config import Config, is_foreign, resolve
+from flowguide.autoencoder import Decoder
+from flowguide.condition import Condition
+from flowguide.config import Config, resolve
 from flowguide.errors import UserError
-from flowguide.networks import Network, as_network, check_network
-from flowguide.schema import DataInfo, Fields
+from flowguide.foreign import is_foreign
+from flowguide.kinds import parameters
+from flowguide.networks import Network, Output, as_network, as_velocity, check_network
+from flowguide.schema import DataInfo, Fields, Images, output
 from flowguide.typing import PyTree
 
 if TYPE_CHECKING:
@@ -49,11 +53,13 @@ class Model(NamedTuple):
 
     Attributes:
       info: what the network was trained on.
-      network: its pure functions.
+      network: its pure functions; a velocity, whatever it predicts (``networks.outputs``).
       params: averaged parameters; None before training.
       path: the probability path it was trained on.
       guidance: what guidance it knows.
       step: of training, at which the parameters were saved.
+      decoder: makes images of latents, if the network draws those.
+      ema: relative width of the average, if it is one made of snapshots; None for that of the checkpoint.
     """
 
     info: DataInfo
@@ -62,6 +68,18 @@ class Model(NamedTuple):
     path: paths.Path
     guidance: Guidance = Plain()
     step: int = 0
+    decoder: Decoder | None = None
+    ema: float | None = None
+
+    def output(self, x: np.ndarray, c: Condition) -> np.ndarray:
+        """Converts what the network drew to what a user gets, see ``schema.output``; latents are decoded to images.
+
+        Args:
+          x: ``(B, *D)``, or ``(B, K, *D)`` with K draws for each condition.
+          c: the condition, batch ``B``.
+        """
+        x = output(self.info, x, c)
+        return x if self.decoder is None else self.decoder(x)
 
     def sample(self, cond: Cond = "", **options: Any) -> np.ndarray:
         """Returns samples, uint8 images or float32 arrays in the units of the data, ``(num, *D)``.
@@ -180,16 +198,21 @@ class GivenAll(NamedTuple):
 def from_config(config: Config, info: DataInfo, network: Network | None = None) -> Model:
     """Returns the model that a config describes, without parameters.
 
-    For the task "classifier" the network gives logits.
+    For the task "classifier" the network gives logits, for "autoencoder" reconstructions.
 
     Args:
       config: complete (``config.complete``).
       info: of the data.
-      network: the network, if it is not the one that the config names.
+      network: the network, if it is not the one that the config names. It predicts what the config's ``output`` says.
 
     Raises:
       UserError: for settings that cannot be, or a network that does not take such data.
     """
+    if config.task == "autoencoder" and not isinstance(info.examples, Images):
+        raise UserError(
+            f"got {info.name}, which has {info.examples.kind} of shape {info.shape}, expected images: the task "
+            "autoencoder takes no other examples"
+        )
     target = build.target(config)
     if target.gammas is not None:
         guidance = GammaConditioned(*target.gammas)
@@ -197,17 +220,27 @@ def from_config(config: Config, info: DataInfo, network: Network | None = None) 
         guidance = Guided(target.guided)
     else:
         guidance = Plain() if config.drop_rate > 0 else NoNull()
-    fields = build.network_fields(config, info)
+    fields, output, path = build.network_fields(config, info), build.output(config), build.path(config)
     foreign = network is not None or is_foreign(config.network.name)
-    network = _network(config, info, fields) if network is None else network
+    network = _network(config, info, fields, output) if network is None else network
     if foreign and config.task == "flow":
-        check_network(network, info.model_shape, fields)
-    return Model(info, network, None, build.path(config), guidance)
+        check_network(network, info.model_shape, fields, variance=output.variance)
+    if config.task == "flow":
+        network = as_velocity(network, output, path)
+    return Model(info, network, None, path, guidance)
 
 
-def _network(config: Config, info: DataInfo, fields: Fields) -> Network:
+def _network(config: Config, info: DataInfo, fields: Fields, output: Output) -> Network:
     chosen = resolve("network", config)
+    settings = chosen.settings
+    if output.variance:
+        if "variance" not in parameters(chosen.make):
+            raise UserError(
+                f"{chosen.title} predicts no variances (it has no keyword variance): set output.learned_variance to "
+                "False, or take the network 'dit'"
+            )
+        settings = {**settings, "variance": True}
     try:
-        return as_network(lambda rngs: chosen.make(info.model_shape, fields, **chosen.settings, rngs=rngs))
+        return as_network(lambda rngs: chosen.make(info.model_shape, fields, **settings, rngs=rngs))
     except (ValueError, TypeError, ArithmeticError, AssertionError) as error:
         raise UserError(f"{chosen.title} for {info.name} {info.model_shape}: {error}") from error

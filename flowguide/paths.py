@@ -140,10 +140,14 @@ def velocity_to_scaled_score(p: Path, t: Array, x: Array, u: Array) -> Array:
     return u - _divide(p.d_alpha(t) * x, p.alpha(t))
 
 
-def x1_to_velocity(p: Path, t: Array, x: Array, x1: Array) -> Array:
-    """Converts E[x1|x_t] to the velocity (σ̇/σ)x + (Δ/σ)x̂1. 0/0 at t = 1."""
+def x1_to_velocity(p: Path, t: Array, x: Array, x1: Array, floor: float = 0.0) -> Array:
+    """Converts E[x1|x_t] to the velocity (σ̇/σ)x + (Δ/σ)x̂1. 0/0 at t = 1.
+
+    It divides by max(σ, ``floor``): with a floor the velocity is too small where σ is smaller, and bounded at t = 1. On
+    the linear path this is (x̂1 − x)/max(1 − t, ``floor``), exactly (Li & He 2025, arXiv 2511.13720).
+    """
     t = _over(t, x)
-    return _divide(p.d_sigma(t) * x + wronskian(p, t) * x1, p.sigma(t))
+    return _divide(p.d_sigma(t) * x + wronskian(p, t) * x1, jnp.maximum(p.sigma(t), floor))
 
 
 def x0_to_velocity(p: Path, t: Array, x: Array, x0: Array) -> Array:

@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
     Attributes:
       parameters: number of parameters of the network.
-      state: bytes of parameters, EMA and optimiser state in total.
+      state: bytes of parameters, averages and optimiser state in total.
       state_each: bytes of the state on one device.
       temporary: bytes on one device during a step, besides the state and the batch.
       preview: bytes on one device for a preview, besides the state: the preview gathers the whole EMA. 0 if the EMA is

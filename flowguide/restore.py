@@ -55,17 +55,18 @@ def restore(
     Raises:
       UserError: if there is no checkpoint, none can be read, or they belong to another network.
     """
-    train = {"step": like.step, "opt_state": like.opt_state}
-    arrays = {"params": like.params, "ema": like.ema, "train": train}
+    arrays = parts_of(like)
 
     def check(step: int, parts: Any) -> None:
         got = {name: leaf_hashes(parts[name]) for name in arrays}
-        _compare(parts["hashes"], got | {name: json_hash(parts[name]) for name in ("data", "meta")})
+        compare(parts["hashes"], got | {name: json_hash(parts[name]) for name in ("data", "meta")})
         if int(parts["train"]["step"]) != step:
             raise _Damaged(f"it is of step {int(parts['train']['step'])}")
 
     checkpoints = storage.path(to.directory)
-    _, parts, broken = _newest_whole(checkpoints, partial(_read, checkpoints, info, arrays, ("data", "meta")), check)
+    _, parts, broken = _newest_whole(
+        checkpoints, partial(read_parts, checkpoints, info, arrays, ("data", "meta")), check
+    )
     if broken and processes.is_main_process():
         for step in broken:
             move_away(checkpoints / str(step), checkpoints.parent / "broken" / str(step))
@@ -74,8 +75,17 @@ def restore(
         to.reload()
         processes.check_same("list of checkpoints", sorted(to.all_steps()))
     data.set_state(parts["data"])
-    state = TrainState(parts["train"]["step"], parts["params"], parts["ema"], parts["train"]["opt_state"])
-    return state, parts["meta"]
+    train = parts["train"]
+    tracked = tuple(train.get("tracked", ()))
+    return TrainState(train["step"], parts["params"], parts["ema"], train["opt_state"], tracked), parts["meta"]
+
+
+def parts_of(state: TrainState) -> dict[str, PyTree]:
+    """Returns a state as the parts of a checkpoint that hold arrays."""
+    train = {"step": state.step, "opt_state": state.opt_state}
+    if state.tracked:  # a checkpoint of a run that tracks none has no such entry
+        train["tracked"] = state.tracked
+    return {"params": state.params, "ema": state.ema, "train": train}
 
 
 def restore_ema(
@@ -107,9 +117,9 @@ def restore_ema(
         raise UserError(f"no checkpoints in {workdir}: expected a --workdir that train.py has written to")
 
     def check(step: int, parts: Any) -> None:
-        _compare(parts["hashes"], {"ema": leaf_hashes(parts["ema"])})
+        compare(parts["hashes"], {"ema": leaf_hashes(parts["ema"])})
 
-    read = partial(_read, checkpoints, info, {"ema": like}, ())
+    read = partial(read_parts, checkpoints, info, {"ema": like}, ())
     used, parts, _ = _newest_whole(checkpoints, read, check, step, best)
     return parts["ema"], used
 
@@ -117,7 +127,7 @@ def restore_ema(
 def best_step(workdir: Path) -> int | None:
     """Returns the step of the whole checkpoint with the lowest validation loss; None if none has one."""
     scores: dict[int, float] = {}
-    for step in _steps(folder(workdir)) if folder(workdir).is_dir() else []:
+    for step in steps_in(folder(workdir)) if folder(workdir).is_dir() else []:
         try:
             text = storage.read_text(folder(workdir) / str(step) / "metrics" / "metrics")
             scores[step] = float(json.loads(text)[BEST_BY])
@@ -126,13 +136,13 @@ def best_step(workdir: Path) -> int | None:
     return min(scores, key=lambda step: (scores[step], -step)) if scores else None
 
 
-def _steps(checkpoints: Path) -> list[int]:
+def steps_in(checkpoints: Path) -> list[int]:
     """Returns the steps of the finished checkpoints. Unlike a manager this opens none, so none can make it fail."""
     found = ocp.path.step.standard_name_format().find_all(storage.absolute(checkpoints))
     return sorted(metadata.step for metadata in found)
 
 
-def _read(
+def read_parts(
     checkpoints: Path, info: dict[str, Any] | None, arrays: Mapping[str, PyTree], jsons: tuple[str, ...], step: int
 ) -> dict[str, Any]:
     """Returns the named parts of a checkpoint and its ``hashes``; ``arrays`` are structures for ``_abstract``.
@@ -186,14 +196,14 @@ def _newest_whole(
 
     def untried() -> int:
         """Returns the next step as the main process sees it: others may see a change of the folder a little later."""
-        steps = [step for step in _steps(checkpoints) if step not in reasons and only in (None, step)]
+        steps = [step for step in steps_in(checkpoints) if step not in reasons and only in (None, step)]
         first = max(steps, default=-1) if best not in steps else best
         return int(processes.broadcast_from_main(first))
 
     while (step := untried()) >= 0:
-        whole, reason = _attempt(partial(read, step))
+        whole, reason = attempt(partial(read, step))
         if not reason:  # the hashes are computed by all processes together, so all of them must have come to here
-            _, reason = _attempt(partial(check, step, whole))
+            _, reason = attempt(partial(check, step, whole))
         if reason:
             reasons[step] = reason
             continue
@@ -210,7 +220,7 @@ def _newest_whole(
             )
         return step, whole, broken
 
-    there = _steps(checkpoints)
+    there = steps_in(checkpoints)
     unread = [step for step in sorted(reasons, reverse=True) if step in there]
     if not unread and only is not None:
         raise UserError(f"no checkpoint of step {only} in {checkpoints.parent}: there are {there}")
@@ -223,8 +233,11 @@ def _newest_whole(
     )
 
 
-def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
-    """Returns the result of an action, and why it failed, here or in another process; empty if it did not."""
+def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
+    """Returns the result of an action, and why it failed, here or in another process; empty if it did not.
+
+    Collective: every process must call it.
+    """
     result, reason = None, ""
     try:
         result = action()
@@ -234,7 +247,12 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
     return result, reason if processes.all_true(not reason) else reason or "another process cannot read it"
 
 
-def _compare(stored: dict[str, Any], got: dict[str, Any]) -> None:
+def compare(stored: dict[str, Any], got: dict[str, Any]) -> None:
+    """Compares hashes of the parts that were ``got`` with those that are stored.
+
+    Raises:
+      _Damaged: if they differ.
+    """
     for part, value in got.items():
         expected = stored.get(part)
         if value == expected:

@@ -150,13 +150,22 @@ def replace_text(file: Path, text: str) -> None:
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Writes a file such that, whatever happens, it holds either the old content or the new."""
+    """Writes a file such that, whatever happens, it holds either the old content or the new.
+
+    Raises:
+      OSError: if it fails.
+    """
     if is_remote(file):
         write_bytes(file, content)
         return
     beside = file.with_name(f".{file.name}.new")
-    beside.write_bytes(content)
-    beside.replace(file)
+    try:
+        beside.write_bytes(content)
+        beside.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""Training targets: the plain velocity, or a guided one, which needs one evaluation per sampling step instead of two.
+"""Training targets: the plain velocity, one that contrasts examples, or a guided one.
+
+A guided one needs one evaluation per sampling step instead of two.
 
 A guided target is trained for one γ, or for a range of γ: then γ is drawn in training and given to the network as an
 extra field of the condition. γ is the scale of (1 − γ)·u(x, ∅) + γ·u(x, c), as everywhere.
@@ -66,6 +68,8 @@ class Target(NamedTuple):
       guided: the γ of which the trained velocity is the guided one; None if it is a plain velocity or takes γ.
       needs_null: whether the network must learn u(t, x, ∅) on the way.
       teacher: folder of the run that teaches; None if the network, or its moving average, is its own teacher.
+      contrast: (u*, ũ) -> the velocity that the residual compares with. ũ is the u* of another example of the batch, at
+        the same t. None compares with u* itself.
     """
 
     residual: Residual
@@ -74,11 +78,33 @@ class Target(NamedTuple):
     guided: float | None = None
     needs_null: bool = False
     teacher: str | None = None
+    contrast: Callable[[Array, Array], Array] | None = None
 
 
 def plain() -> Target:
     """u − u*: the velocity itself (Lipman et al. 2023, eq. 9)."""
     return Target(lambda velocity, teacher, seen, u, gamma: velocity(*seen) - u)
+
+
+def contrastive(weight: float = 0.05) -> Target:
+    """|u − u*|² − λ|u − ũ|², λ = ``weight`` (Stoica et al. 2025, ΔFM, arXiv 2506.05350).
+
+    ũ is the velocity of another example of the batch, with its own data and noise, at the same t; it does not depend on
+    x_t. The residual is √(1 − λ)·[u − (u* − λũ)/(1 − λ)], whose square is that loss plus λ|u* − ũ|²/(1 − λ), which has
+    no gradient. So the loss has no negative values, and the trained field is (v − λE[ũ])/(1 − λ), v = E[u*|x_t, c].
+    E[ũ] = α̇E[x1] is the same for all x and c: conditional velocities are 1/(1 − λ) times as far from each other, and
+    from that of ∅, as those of the data.
+
+    Raises:
+      ValueError: if λ is not from 0 to less than 1: from 1 on the loss has no minimum.
+    """
+    if not 0 <= weight < 1:
+        raise ValueError(f"contrastive expects 0 <= weight < 1; got {weight}: use 0.05")
+
+    def residual(velocity: CondVelocity, teacher: CondVelocity, seen: Seen, u: Array, gamma: Array) -> Array:
+        return math.sqrt(1 - weight) * (velocity(*seen) - u)
+
+    return Target(residual, contrast=lambda u, other: (u - weight * other) / (1 - weight))
 
 
 def model_guidance(gamma: float = 2.0) -> Target:
@@ -156,6 +182,7 @@ def _without(seen: Seen) -> Seen:
 
 TARGETS: dict[str, Callable[..., Target]] = {
     "plain": plain,
+    "contrastive": contrastive,
     "model_guidance": model_guidance,
     "guidance_free": guidance_free,
     "distilled": distilled,

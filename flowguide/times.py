@@ -6,6 +6,7 @@ distribution of t; applied to equally spaced nodes it gives a grid that is dense
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -76,6 +77,27 @@ WARPS: dict[str, Callable[..., Warp]] = {
     "karras": karras,
     "mode": mode,
 }
+
+
+def named(text: str) -> Warp:
+    """Returns a warp by its name and settings, "shift" or "shift:s=2" or "karras:rho=5:sigma_max=50".
+
+    Raises:
+      ValueError: for an unknown name or setting, and for what is no number.
+    """
+    name, *pairs = text.split(":")
+    if name not in WARPS:
+        raise ValueError(f"unknown warp {name!r}: there are {', '.join(sorted(WARPS))}")
+    takes, settings = inspect.signature(WARPS[name]).parameters, {}
+    for pair in pairs:
+        setting, _, value = pair.partition("=")
+        if setting not in takes:
+            raise ValueError(f"warp {name!r} has no setting {setting!r}: it takes {', '.join(takes) or 'none'}")
+        try:
+            settings[setting] = float(value)
+        except ValueError:
+            raise ValueError(f"warp {name!r} takes numbers, as {name}:{setting}=2; got {pair!r}") from None
+    return WARPS[name](**settings)
 
 
 def draw(keys: PRNGKey, warp: Warp) -> Array:

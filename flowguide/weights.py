@@ -1,4 +1,4 @@
-"""Weights of other packages: arrays from a PyTorch or safetensors file, by name, with neither package.
+"""Weights that packages exchange: arrays by name from PyTorch and safetensors files, and to the latter, with neither.
 
 A PyTorch file is a pickle, and a pickle may ask for any function to be called. Here it gets none: only tensors are
 rebuilt, and every other object becomes an inert placeholder that is left out of the result.
@@ -47,6 +47,8 @@ SAFETENSORS: dict[str, Any] = {
     "U8": "u1",
     "BOOL": "?",
 }
+_CODES: dict[Any, str] = {np.dtype(dtype): name for name, dtype in SAFETENSORS.items()}
+MOST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 # The number that starts a PyTorch file from before version 1.6.
 LEGACY = 0x1950A86A20F9469CFC6C
 
@@ -87,6 +89,61 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not arrays:
         raise UserError(f"{file} holds no arrays: save the state dict of the network, not a compiled program")
     return arrays
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns the texts by name that a safetensors file says of itself; none for a file of another kind.
+
+    Args:
+      path: a file that ``read`` takes.
+    """
+    with storage.path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= MOST_HEADER:
+            return {}
+        try:
+            stated = json.loads(file.read(length)).get("__metadata__", {})
+        except (ValueError, AttributeError, RecursionError):
+            return {}
+    return {str(k): v for k, v in stated.items() if isinstance(v, str)} if isinstance(stated, dict) else {}
+
+
+def write(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes arrays to a safetensors file, which then holds all of them or, if that fails, what it held before.
+
+    Args:
+      path: of the file, or its address in a bucket.
+      arrays: by name, of a dtype in ``SAFETENSORS``.
+      metadata: texts that the file says of itself.
+
+    Raises:
+      ValueError: for another dtype.
+      OSError: if the file cannot be written.
+    """
+    storage.replace_bytes(storage.path(path), to_safetensors(arrays, metadata or {}))
+
+
+def to_safetensors(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Returns the content of a safetensors file: 8 bytes of length, a JSON header, the arrays without gaps.
+
+    The data start at a multiple of 8 bytes, and larger items come first, so that each array is aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts: list[bytes] = []
+    start = 0
+    for name in sorted(arrays, key=lambda name: (-np.asarray(arrays[name]).dtype.itemsize, name)):
+        a = np.asarray(arrays[name])
+        kind = _CODES.get(a.dtype.newbyteorder("<"))
+        if kind is None:
+            raise ValueError(f"{name} is of dtype {a.dtype}, not one of {', '.join(SAFETENSORS)}")
+        parts.append(a.astype(a.dtype.newbyteorder("<")).tobytes())
+        header[name] = {"dtype": kind, "shape": list(a.shape), "data_offsets": [start, start + len(parts[-1])]}
+        start += len(parts[-1])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:

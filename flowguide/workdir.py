@@ -7,16 +7,27 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from flowguide import checkpoint, processes, storage
-from flowguide.config import Config, check_same_run, config_for, read_config, why
+from flowguide.config import Config, check_same_run, config_for, is_table, read_config, why
 from flowguide.errors import UserError
+from flowguide.foreign import is_foreign
 from flowguide.lock import only_trainer
-from flowguide.schema import DataInfo, info_from_json
+from flowguide.schema import DataInfo, Known, info_from_json
+from flowguide.training import smoothing
+
+if TYPE_CHECKING:  # which needs Grain and TFDS
+    from flowguide.data import Dataset
+
+# Noise for a network, over that of a kernel density: it smooths a little by itself (benchmarks/completion.py).
+OF_KERNEL = 0.85
 
 
 def open_workdir(
-    workdir: Path, config: Config, files: Mapping[str, str], force: bool, held: contextlib.ExitStack
+    workdir: Path, config: Config, files: Mapping[str, str | bytes], force: bool, held: contextlib.ExitStack
 ) -> Callable[[], None]:
     """Opens the folder of a run: the main process creates it, or checks that the run in it is this one.
 
@@ -25,7 +36,7 @@ def open_workdir(
     Args:
       workdir: of the run.
       config: of the run to be trained.
-      files: texts by name that lie beside the checkpoints.
+      files: contents by name that lie beside the checkpoints.
       force: whether settings may have changed where the state still fits.
       held: keeps the folder for this process until it is closed.
 
@@ -55,8 +66,8 @@ def open_workdir(
         raise UserError(f"not all processes find the run in {workdir}: give a folder that their machines share")
     if processes.is_main_process():
         prepare_folder(checkpoint.folder(workdir))
-        for name, text in files.items():
-            storage.replace_text(workdir / name, text)
+        for name, content in files.items():
+            storage.replace_bytes(workdir / name, content.encode() if isinstance(content, str) else content)
     return check_folder
 
 
@@ -77,30 +88,44 @@ def config_there(workdir: Path, trusted: str = "") -> Config | None:
     return read_config(workdir, trusted=trusted) if there else None
 
 
-def config_to_use(workdir: Path | None, info: DataInfo, size: int, minutes: float | None) -> tuple[Config, str | None]:
+def config_to_use(workdir: Path | None, train: Dataset, minutes: float | None) -> tuple[Config, str | None]:
     """Returns the config of the run in a folder, which resumes as it began, or one chosen for the data.
 
     Args:
       workdir: of the run; None for one that is new.
-      info: of the data.
-      size: number of examples to train on.
+      train: the data to train on.
       minutes: the limit of time, or None; it sets ``steps`` for a run that resumes too.
 
     Returns:
-      the config, and a line on its network if that was chosen because time is short.
+      the config, and a line on what was chosen because time or data are short.
 
     Raises:
       UserError: as ``config_there``.
     """
-    config = config_for(info, size, minutes=minutes)
     begun = None if workdir is None else config_there(workdir)
+    jitter = 0.0 if begun is not None else _smoothing(train)
+    config = config_for(train.info, train.size, minutes=minutes, jitter=jitter)
     if begun is None:
-        return config, why(config, info)
+        return config, why(config, train.info)
+    if foreign := [name for name in begun.evaluators if is_foreign(name)]:
+        raise UserError(
+            f"the run in {workdir} names the evaluator {foreign[0]!r:.100}, code outside of flowguide: look at that "
+            "code, then resume the run with its config, --config=FILE or fit(..., config=...)"
+        )
     begun.steps = config.steps
     return begun, None
 
 
-def _check_same_data(workdir: Path, info: str) -> None:
+def _smoothing(train: Dataset) -> float:
+    """Returns the noise for small tables from which any part is to be completed from any other."""
+    completes = any(isinstance(field, Known) for field in train.info.fields.values())
+    if not completes or not is_table(train.info) or train.size > smoothing.LARGEST:
+        return 0.0
+    seen = np.asarray(train.info.examples.to_model(train.read(np.arange(train.size)).x))
+    return OF_KERNEL * smoothing.bandwidth(seen)
+
+
+def _check_same_data(workdir: Path, info: str | bytes) -> None:
     """Raises ``UserError`` if the run learned from data of another kind, whose description must not be overwritten."""
     try:
         stored = info_from_json(json.loads(storage.read_text(workdir / "info.json")))

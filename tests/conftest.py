@@ -8,11 +8,11 @@ from importlib.metadata import version
 import pytest
 
 # FLOWGUIDE_TESTS=quick, as `make test` says: most of what the tests do is to compile what then runs for milliseconds.
-# LLVM need not optimise it, and the emitter of whole fusions, half as slow again, can be left out in older versions.
+# LLVM need not optimise it, and the emitter of whole fusions, twice as slow, can be left out in older versions.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
 QUICK += "--xla_cpu_parallel_codegen_split_count=1 "
 if version("jaxlib").startswith("0.10."):
-    QUICK += "--xla_cpu_use_fusion_emitters=false "
+    QUICK += "--xla_cpu_use_fusion_emitters=false --xla_cpu_opt_preset=FAST_COMPILE "
 
 # Eight virtual devices on few cores starve XLA's thread pool and dead-lock in collectives unless it is told
 # of more processors than there are.

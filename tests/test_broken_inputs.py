@@ -698,6 +698,7 @@ ALL = {
     "pos": Vector(2),
     "cap": Tokens(3, ("", "a", "hat", "red")),
     "audio": Series(3, 2),
+    "text": Series(3, 2, encoder="own_package.encoders:encode"),
     "edges": Aligned(Images((4, 4, 1))),
     "depth": Aligned(Vectors((4, 4, 1))),
     "map": ClassMap((4, 4), ("0", "1", "2")),
@@ -755,6 +756,11 @@ CONDITIONS: dict[str, tuple[Any, Any, str]] = {
     "too large in a file": (ALL, "depth=large.npy", "field 'depth' takes … got inf in it"),
     "a class that no map has": (ALL, "map=seven.png", "classes 0 to 2 of (4, 4); got 7"),
     "a series of another length": (ALL, {"audio": np.zeros((2, 2))}, "an array (3, 2) … got float64 (2, 2)"),
+    "a text that code of others embeds": (ALL, "text=a hat", "embedded by 'own_package.encoders:encode', code outside"),
+    "no file for a text": (ALL, "text=none.npy", "'text' takes a file .npy; 'none.npy' cannot be read"),
+    "an embedding of another length": (ALL, {"text": np.zeros((2, 2))}, "takes a text, a file .npy or an array (3, 2)"),
+    "an embedding too large for float16": (ALL, {"text": np.full((3, 2), 1e6)}, "got NaN or infinity in between"),
+    "a series too large for float32": (ALL, {"audio": np.full((3, 2), 1e39)}, "got NaN or infinity in between"),
     "NaN within a series": (ALL, {"audio": np.array([[1, 1], [np.nan] * 2, [1, 1]])}, "got NaN or infinity in between"),
     "an array of another size": (ALL, {"edges": np.zeros((5, 5))}, "an array (4, 4, 1); got float64 (5, 5)"),
     "pixels above 255": (ALL, {"edges": np.full((4, 4), 300)}, "of pixels 0 to 255; got 300 to 300"),
@@ -1190,6 +1196,7 @@ ODD_FOLDERS: dict[str, tuple[dict[str, str | bytes], Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ODD_FOLDERS)
 def test_odd_images_are_seen_as_people_see_them(name, here):
     contents, images = ODD_FOLDERS[name]

@@ -34,6 +34,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 def test_checkpoints_move_between_layouts(run, data_dir, tmp_path):
     """To the bit, from each to the next and back to the first; a part at a time goes straight to its device."""
     _, states, _ = run
@@ -52,6 +53,7 @@ def test_checkpoints_move_between_layouts(run, data_dir, tmp_path):
         assert stream.get_state() == states[12][1].get_state()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("asked", [None, 8])
 def test_a_checkpoint_deleted_while_it_is_read_is_looked_up_again(run, tmp_path, monkeypatch, capsys, asked):
     """As a trainer that keeps one deletes it, having written the next."""
@@ -77,6 +79,7 @@ def test_a_checkpoint_deleted_while_it_is_read_is_looked_up_again(run, tmp_path,
     assert "damaged" not in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_state_that_finds_no_room_is_rescued(run, data_dir, tmp_path, monkeypatch):
     _, states, _ = run
     real, workdir = checkpoint.ocp.CheckpointManager.save, tmp_path / "full"
@@ -109,6 +112,7 @@ def test_a_full_log_ends_the_run_and_loses_nothing(data_dir, tmp_path, monkeypat
     assert sampling.load(rescued).step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_folder_deleted_while_training_loses_nothing(run, data_dir, tmp_path, monkeypatch, replaced):
     """Nothing is written where it was, as another run may begin there."""
@@ -132,6 +136,7 @@ def test_a_folder_deleted_while_training_loses_nothing(run, data_dir, tmp_path, 
     assert same(loop.train(config, rescued), states[12][0])
 
 
+@pytest.mark.thorough
 def test_the_best_is_kept_over_restarts_and_bad_scores_are_set_aside(run, tmp_path, capsys):
     _, states, _ = run
     state, stream, meta = states[12]
@@ -161,6 +166,7 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path):
     assert file.read_text() == "new"
 
 
+@pytest.mark.thorough
 def test_settings_that_fit_may_be_forced(run, data_dir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run[0], copy)

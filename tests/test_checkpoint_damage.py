@@ -24,6 +24,7 @@ def damages(content):
     yield "flipped", content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
 
 
+@pytest.mark.slow
 def test_every_file_damaged_in_turn(run, tmp_path, capsys):
     """The state is that of step 12 or, with a warning, that of step 8, to the bit, data position included."""
     workdir, states, read = run
@@ -48,6 +49,7 @@ def test_every_file_damaged_in_turn(run, tmp_path, capsys):
     assert skipped > 20  # files that are not read, and bits that are not used, do no harm
 
 
+@pytest.mark.thorough
 def test_a_flipped_byte_in_what_is_sampled_from_is_found(run, tmp_path, capsys):
     workdir, states, _ = run
     copy = tmp_path / "run"

@@ -62,6 +62,7 @@ def test_hashes_of_then_agree_with_those_of_now(old_run):
         sampling.load(old_run)
 
 
+@pytest.mark.slow
 def test_it_is_resumed(old_run, data_dir):
     c, before = todays(data_dir), sampling.load(old_run)
     config.check_same_run(config.read_config(old_run), c)

@@ -55,6 +55,17 @@ def test_each_example_gets_the_noise_of_its_match():
     np.testing.assert_array_equal(couplings.independent()(KEYS, X0, X1, given(LABEL)), X0)
 
 
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_another_example_is_the_one_before_in_the_same_share(shares):
+    pairs = couplings.within(couplings.next_example(), shares)
+    size = B // shares
+    before = [share * size + (i - 1) % size for share in range(shares) for i in range(size)]
+    assert all(i != j for i, j in enumerate(before))
+    np.testing.assert_array_equal(pairs(KEYS, jnp.asarray(X0), jnp.asarray(X1), given(LABEL)), X0[before])
+    with pytest.raises(ValueError, match="2 examples or more, so that each has another one; got 1"):
+        couplings.within(couplings.next_example(), B)(KEYS, jnp.asarray(X0), jnp.asarray(X1), given(LABEL))
+
+
 def test_assignment_gives_each_column_its_row():
     """A permutation that is not its own inverse, its pairs in any order."""
     rows, columns = jnp.array([3, 0, 2, 1]), jnp.array([1, 2, 3, 0])

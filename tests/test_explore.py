@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flowguide import cli, explore, pictures, sampling
-from flowguide.model import GammaConditioned
+from flowguide.model import GammaConditioned, NoNull
 from flowguide.sampling import SamplerConfig
 from tests.support.toy import FREE, MODEL
 
@@ -72,9 +72,14 @@ def test_controls_are_those_that_the_model_obeys():
     conditioned = explore.controls(MODEL._replace(guidance=GammaConditioned(1.0, 1.5)))
     assert conditioned["gamma"] == {"low": 1.0, "high": 1.5, "start": 1.5}
     assert not conditioned["negatives"]
+    blind = MODEL._replace(guidance=NoNull())
+    assert (explore.controls(blind)["rules"], explore.controls(blind)["negatives"]) == (["icg", "tsg"], False)
+    asked = "cond=hat%3Dred,beard%3Dno&num=2&steps=2&gamma=2&guidance=icg"
+    assert get(explore.make_app(blind).test_client(), asked).status_code == 200
     assert get(explore.make_app(FREE).test_client(), "num=2&steps=2").status_code == 200
 
 
+@pytest.mark.thorough
 def test_every_method_of_the_page_draws(client):
     """As it is or, for those that need one, away from something."""
     for rule in explore.controls(MODEL)["rules"]:

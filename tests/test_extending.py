@@ -51,6 +51,7 @@ def trained(monkeypatch, workdir, info, x, value):
     return sampling.load(workdir)
 
 
+@pytest.mark.slow
 def test_a_field_of_ones_own(page, monkeypatch, tmp_path):
     angle = page["Angle"]()
     monkeypatch.setitem(fields.FIELDS, "angle", page["Angle"])
@@ -71,6 +72,7 @@ def test_a_field_of_ones_own(page, monkeypatch, tmp_path):
     assert len(sampling.export(model, config=c, platforms=["cpu"])) > 1000
 
 
+@pytest.mark.slow
 def test_a_kind_of_example_of_ones_own(page, monkeypatch, tmp_path):
     monkeypatch.setitem(examples.EXAMPLES, "wave", page["Waves"])
     monkeypatch.setitem(READERS, "wave", READERS["points"])

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 import flowguide
-from flowguide import checkpoint, config, sampling, storage
+from flowguide import build, checkpoint, config, sampling, storage
 from flowguide.cli import main
 from flowguide.config import auto
+from flowguide.data import open_path
 from flowguide.errors import UserError
 from flowguide.networks import MLP, as_network
-from flowguide.schema import Images, Label, Tokens, Vector, Vectors
+from flowguide.schema import Images, Label, Series, Tokens, Vector, Vectors
+from flowguide.training import smoothing
+from flowguide.workdir import config_to_use
+from tests.support.text_encoders import SIZE, ngrams
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -36,6 +40,7 @@ def run(tmp_path_factory):
     return workdir, flowguide.fit(X, LABELS, workdir=workdir, config=settings(400), name="pets")
 
 
+@pytest.mark.thorough
 def test_samples_are_in_the_units_of_the_data_and_follow_the_condition(run):
     _, model = run
     x = {name: model.sample(name, num=256, gamma=1.0, batch_size=256) for name in ("cat", "dog")}
@@ -49,6 +54,7 @@ def test_samples_are_in_the_units_of_the_data_and_follow_the_condition(run):
     np.testing.assert_allclose(model.given(label="dog").sample(256), x["dog"], atol=0.5)  # by another solver
 
 
+@pytest.mark.thorough
 def test_a_density_integrates_to_one_in_the_units_of_the_data(run):
     """The standardisation has its part in it: without, it would be 14, or with the wrong sign 200."""
     _, model = run
@@ -62,6 +68,7 @@ def test_a_density_integrates_to_one_in_the_units_of_the_data(run):
     np.testing.assert_allclose(estimated, at, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_run_is_one_of_train(run, capsys):
     workdir, model = run
     again = flowguide.load(workdir)
@@ -74,6 +81,26 @@ def test_the_run_is_one_of_train(run, capsys):
     assert np.load(workdir / "samples" / "samples.npz")["x"].mean() > 30
 
 
+@pytest.mark.slow
+def test_captions_that_an_encoder_embeds_generalise_to_other_texts(tmp_path):
+    """The network never saw these prompts; the words that matter are embedded alike."""
+    captions = [f"A {label}, seen on day {i % 40}" for i, label in enumerate(LABELS)]
+    kinds = np.where(np.arange(N) % 2, "even", "odd")
+    given = {"caption": captions, "kind": kinds}
+    model = flowguide.fit(X, given, workdir=tmp_path / "run", config=settings(400), text_encoder=ngrams)
+    assert model.info.fields["kind"] == Label(("even", "odd"))
+    field = model.info.fields["caption"]
+    assert isinstance(field, Series)
+    assert (field.shape, field.encoder) == ((7, SIZE), "tests.support.text_encoders:ngrams")
+    for prompt, mean in (("A cat, seen on day 77", 40), ("a dog seen today", 60)):
+        x = model.sample(f"caption={prompt}", num=256, gamma=1.0, batch_size=256)
+        assert abs(x.mean() - mean) < 7  # the mean of all is 10 away
+    again = flowguide.load(tmp_path / "run", trust_code=True)
+    prompt = {"caption": "a dog seen today"}
+    np.testing.assert_array_equal(again.sample(prompt, num=8), model.sample(prompt, num=8))
+
+
+@pytest.mark.thorough
 def test_other_data_do_not_resume_the_run(run):
     workdir, model = run
     other = X.copy()
@@ -86,6 +113,7 @@ def test_other_data_do_not_resume_the_run(run):
     assert flowguide.load(workdir).info == model.info
 
 
+@pytest.mark.slow
 def test_a_limit_of_minutes_ends_a_fit_which_then_goes_on(tmp_path, capsys):
     for _ in range(2):
         model = flowguide.fit(X, LABELS, workdir=tmp_path, minutes=0.03)
@@ -97,6 +125,7 @@ def test_a_limit_of_minutes_ends_a_fit_which_then_goes_on(tmp_path, capsys):
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_decays_to_the_limit_of_minutes(tmp_path):
     c = settings(10**6)
     c.update({"warmup": 0, "lr": 1e-3, "log_every": 1})
@@ -108,6 +137,7 @@ def test_the_learning_rate_decays_to_the_limit_of_minutes(tmp_path):
     assert rates[-1] < 5e-5
 
 
+@pytest.mark.thorough
 def test_the_best_checkpoint_is_used_where_the_config_says_so(run):
     workdir, _ = run
     losses = {2: 0.3, 4: 0.1, 6: 0.2}
@@ -124,6 +154,7 @@ def test_the_best_checkpoint_is_used_where_the_config_says_so(run):
         config.check_types(settings(use="last"))
 
 
+@pytest.mark.thorough
 def test_a_network_of_ones_own_is_passed_again_to_load(tmp_path):
     fields = {"label": Label(("cat", "dog"))}
     network = as_network(lambda rngs: MLP((1,), fields, width=8, depth=2, rngs=rngs))
@@ -150,6 +181,7 @@ KINDS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_gets_a_network_that_takes_it(name):
     x, condition, network, kind, fields = KINDS[name]
@@ -170,6 +202,7 @@ def test_every_kind_gets_a_network_that_takes_it(name):
     assert u.shape == (3, *data.train.info.shape)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("minutes", "platform", "network"),
     [(0.1, "cpu", "mlp"), (1e4, "cpu", "unet"), (0.1, "gpu", "unet"), (None, "cpu", "unet")],
@@ -201,6 +234,19 @@ def test_conditions_that_have_places_need_a_unet(condition):
     assert config.config_for(info, 40, minutes=0.1, platform="cpu").network.name == "unet"
 
 
+@pytest.mark.thorough
+def test_a_folder_does_not_import_code_of_others(tmp_path):
+    """The evaluators of a run that someone else wrote."""
+    source = tmp_path / "points.npy"
+    np.save(source, np.random.default_rng(0).normal(size=(60, 2)))
+    flowguide.fit(source, workdir=tmp_path / "run", minutes=0.03)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**content, "evaluators": ["this:foo"]}))
+    with pytest.raises(UserError, match="names the evaluator 'this:foo', code outside of flowguide"):
+        flowguide.fit(source, workdir=tmp_path / "run", minutes=0.03)
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_network_when_it_gets_more_time(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "images.npz", image=RNG.integers(0, 256, (40, 8, 8, 1), np.uint8))
     source, workdir = str(tmp_path / "images.npz"), tmp_path / "run"
@@ -238,6 +284,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_written(name, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_a_model_shows_itself(run):
     _, model = run
     assert "pets" in repr(model)
@@ -257,6 +304,7 @@ def write_pets(file):
     file.write_text(f"weight,kind\n{rows}\n")
 
 
+@pytest.mark.thorough
 def test_the_command_line_reads_a_file_once(tmp_path, monkeypatch):
     write_pets(tmp_path / "pets.csv")
     read, real = [], flowguide.data.files.READERS[".csv"]
@@ -266,6 +314,7 @@ def test_the_command_line_reads_a_file_once(tmp_path, monkeypatch):
     assert len(read) == 1
 
 
+@pytest.mark.thorough
 def test_the_command_line_takes_a_file(tmp_path, capsys):
     write_pets(tmp_path / "pets.csv")
     changes = ["--config.steps=20", "--config.batch_size=16", "--config.network.width=8", "--config.eval_every=20"]
@@ -295,8 +344,9 @@ def test_the_command_line_takes_a_file(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def completing(tmp_path_factory):
     """A model of two strongly correlated numbers, of which either may be known."""
-    z = RNG.normal(size=(2000, 1))
-    x = np.concatenate([100 + 10 * z, -3 + 0.5 * (0.8 * z + 0.6 * RNG.normal(size=z.shape))], axis=1)
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(2000, 1))
+    x = np.concatenate([100 + 10 * z, -3 + 0.5 * (0.8 * z + 0.6 * rng.normal(size=z.shape))], axis=1)
     table = {"height": x[:, 0], "weight": x[:, 1]}
     path = tmp_path_factory.mktemp("known") / "data.csv"
     rows = zip(*table.values(), strict=True)
@@ -306,6 +356,7 @@ def completing(tmp_path_factory):
     return flowguide.fit(path, workdir=path.parent / "run", config=c, known=True), x
 
 
+@pytest.mark.slow
 def test_either_part_is_completed_from_the_other(completing):
     """The conditional mean and deviation of a Gaussian: mean + r s_y/s_x (x - mean_x), s_y sqrt(1 - r^2), r = 0.8."""
     model, _ = completing
@@ -322,6 +373,7 @@ def test_either_part_is_completed_from_the_other(completing):
     assert np.corrcoef(everything.T)[0, 1] == pytest.approx(0.8, abs=0.06)
 
 
+@pytest.mark.slow
 def test_one_known_part_each_and_no_density_given_a_part(completing):
     model, x = completing
     parts = x[:5].astype(np.float32)
@@ -333,6 +385,26 @@ def test_one_known_part_each_and_no_density_given_a_part(completing):
         flowguide.fit(X, {"known": X}, known=True)
 
 
+def test_only_small_tables_that_are_completed_are_smoothed(monkeypatch):
+    x = np.random.default_rng(1).normal(size=(60, 3))
+    tables = {known: opened(x, known).train for known in (True, False)}
+    chosen, line = config_to_use(None, tables[True], 1.0)
+    assert line
+    assert f"noise of {chosen.jitter:.2g} standard deviations" in line
+    assert config_to_use(None, tables[False], 1.0)[0].jitter == 0
+    assert config_to_use(None, opened(IMAGES, True).train, 1e4)[0].jitter == 0
+    monkeypatch.setattr(smoothing, "LARGEST", 50)
+    assert config_to_use(None, tables[True], 1.0)[0].jitter == 0
+
+
+def opened(x, known):
+    from flowguide.fitting import _opened
+
+    data = _opened(x, None, "data", (), None, None)
+    return build.completing(data) if known else data
+
+
+@pytest.mark.slow
 def test_the_command_line_learns_to_complete(tmp_path):
     rows = [f"{a:.3f},{b:.3f}" for a, b in RNG.normal(size=(60, 2))]
     (tmp_path / "data.csv").write_text("\n".join(["height,weight", *rows]))
@@ -340,6 +412,11 @@ def test_the_command_line_learns_to_complete(tmp_path):
     options = ["--config.data.known=True", "--config.steps=2", "--config.batch_size=16", "--config.preview.every=0"]
     assert main(["train", f"--data={tmp_path / 'data.csv'}", f"--workdir={run}", *options]) in (0, None)
     assert flowguide.load(run).info.fields["known"].names == ("height", "weight")
+    stored = config.read_config(run)
+    train, _ = open_path(tmp_path / "data.csv")
+    seen = train.info.examples.to_model(train.read(np.arange(train.size)).x)
+    assert 0.1 < stored.jitter == pytest.approx(0.85 * smoothing.bandwidth(np.asarray(seen)))
+    assert stored.use == "newest"
     assert main(["sample", f"--workdir={run}", "--cond=known=weight:1.5", "--num=3", "--steps=1", "--save=csv"]) in (
         0,
         None,
@@ -359,11 +436,12 @@ SMOKE = {"Bonn": 0.9, "Oslo": 0.1, "Rome": 0.5}
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     """A model of rows with a number, a class and a boolean, and the rows."""
-    city = RNG.choice(list(CITIES), 3000, p=list(CITIES.values()))
+    rng = np.random.default_rng(2)
+    city = rng.choice(list(CITIES), 3000, p=list(CITIES.values()))
     rows = {
-        "age": np.array([AGES[each] for each in city]) + 4 * RNG.normal(size=3000),
+        "age": np.array([AGES[each] for each in city]) + 4 * rng.normal(size=3000),
         "city": city,
-        "smoker": RNG.random(3000) < np.array([SMOKE[each] for each in city]),
+        "smoker": rng.random(3000) < np.array([SMOKE[each] for each in city]),
     }
     c = settings(1500, batch_size=256, lr=3e-3, eval_every=1500, checkpoint_every=1500, stratified=True)
     c.network.update({"width": 64, "depth": 2})
@@ -371,6 +449,7 @@ def people(tmp_path_factory):
     return workdir, flowguide.fit(rows, workdir=workdir, config=c, known=True), rows
 
 
+@pytest.mark.slow
 def test_numbers_and_classes_are_learned_together(people):
     _, model, _ = people
     x = model.sample(num=2000, batch_size=2000, gamma=1.0)
@@ -382,6 +461,7 @@ def test_numbers_and_classes_are_learned_together(people):
         assert here["smoker"].mean() == pytest.approx(SMOKE[city], abs=0.12)
 
 
+@pytest.mark.slow
 def test_a_class_is_completed_from_a_number_and_a_number_from_a_class(people):
     """Bayes: at the age of 30, as far from Bonn as from Oslo, the odds are those of the shares."""
     _, model, _ = people
@@ -395,6 +475,7 @@ def test_a_class_is_completed_from_a_number_and_a_number_from_a_class(people):
         model.sample("known=city:Rom")
 
 
+@pytest.mark.slow
 def test_classes_have_no_log_density_but_names_and_a_picture(people):
     workdir, model, _ = people
     with pytest.raises(UserError, match=r"classes in its examples, which have no density: .*--fields=city,smoker"):
@@ -407,6 +488,7 @@ def test_classes_have_no_log_density_but_names_and_a_picture(people):
     np.testing.assert_array_equal(model.info.examples.named(codes), model.sample(num=20))
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_names(people, tmp_path):
     workdir, model, _ = people
     x = model.sample("known=age:30", num=30, gamma=1.0)

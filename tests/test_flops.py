@@ -1,6 +1,7 @@
 """Operations counted in the trace, against closed forms and, where there is no loop, XLA's own count."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -142,3 +143,12 @@ def test_a_transformer_by_hand(shape):
     patch = 2 ** (len(shape) - 1) * 3
     patches = 2 * 2 * 2 * 16 * patch * 96  # in and out
     assert patches <= one - block() < 2 * patches + 2 * 2 * 96 * (2 * 96 + 4 * 96 + 256)
+
+
+@pytest.mark.parametrize(("direction", "products"), [("fwd", 2), ("bwd", 5)])
+def test_the_kernel_of_cudnn_counts_as_its_products(direction, products):
+    """A stand-in of the same name: the kernel itself is traced on a GPU alone."""
+    kernel = jax.extend.core.Primitive(f"dot_product_attention_{direction}_wrapper")
+    kernel.def_abstract_eval(lambda q, k, v: q)
+    counted = flops(lambda q, k, v: kernel.bind(q, k, v), array(2, 5, 3, 8), array(2, 7, 3, 8), array(2, 7, 3, 8))
+    assert counted == products * 2 * 2 * 3 * 5 * 7 * 8

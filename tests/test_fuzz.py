@@ -125,7 +125,7 @@ def settings(random, places):
         known = {"network": ("mlp", "unet", "dit", "os:path", "a:b"), "times": ("karras", "sway"), "ema": ("power",)}
         known |= {"coupling": ("assigned",), "target": ("model_guidance", "guidance_free", "distilled")}
         known |= {"weight": ("min_snr",), "layout": ("fsdp",), "path": ("vp", "trig")}
-        known |= {"optimizer": ("lion", "muon", "sgd")}
+        known |= {"optimizer": ("lion", "muon", "sgd"), "output": ("x1", "epsilon")}
         if random.random() < 0.3:
             tree[name] = {"name": pick(random, known[name])}
     own = ["width", "heads", "patch", "dtype", "attention", "rho", "k", "std", "gamma", "low", "gamma_range", "limit"]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tests.support.packages import HEAVY, OF_TRAINING, without
 from tests.support.runs import ROOT
@@ -13,6 +14,7 @@ CORE = [
     "condition",
     "errors",
     "paths",
+    "chain",
     "couplings",
     "times",
     "solvers",
@@ -44,10 +46,12 @@ def test_rooms_are_imported_when_they_are_used():
     assert python(without(HEAVY) + code) == "(0.0, 1.0) True"
 
 
+@pytest.mark.thorough
 def test_sampling_needs_no_data_room_and_no_figures(digits, tmp_path):
     """A run is loaded and sampled from where neither data nor figures nor logs can be."""
     code = f"""
 import numpy as np
+import pytest
 from flowguide.sampling import SamplerConfig, load, sample
 model = load({str(digits)!r})
 x = sample(model, "3", num=2, config=SamplerConfig("euler", 2)).x

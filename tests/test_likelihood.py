@@ -34,6 +34,7 @@ def test_log_density_of_a_gaussian(name):
     np.testing.assert_allclose(got.log_density, exact, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_hutchinson_is_unbiased():
     """The mean over many keys is within its standard error, and more probes reduce the variance."""
     p = paths.linear()
@@ -70,6 +71,7 @@ def test_exact_divergence_is_the_trace():
     np.testing.assert_allclose(trace, jnp.trace(jacobian, axis1=1, axis2=2), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_guided_density_is_that_of_the_sampler():
     """CFG in the lab at γ = 3: normalised and equal to N(0, 2^(1−γ)), not the tilted variance ½."""
     lab, axis = analytic.observation([[1.0]], 1.0), jnp.linspace(-3.0, 3.0, 301)[:, None]

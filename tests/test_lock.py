@@ -26,6 +26,7 @@ with only_trainer(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_a_second_trainer_is_refused_and_leaves_the_folder_alone(data_dir, tmp_path):
     config = small(data_dir, steps=4)
     with only_trainer(tmp_path):
@@ -37,6 +38,7 @@ def test_a_second_trainer_is_refused_and_leaves_the_folder_alone(data_dir, tmp_p
     assert int(loop.train(small(data_dir, steps=6), tmp_path).step) == 6
 
 
+@pytest.mark.slow
 def test_a_failed_start_does_not_hold_the_folder(data_dir, tmp_path):
     loop.train(small(data_dir, steps=4), tmp_path)
     with pytest.raises(UserError, match="another config") as kept:

@@ -1,5 +1,6 @@
 """The loss: its exact minimum, its independence of the layout of the batch, and couplings."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ def test_exact_velocity_has_the_least_loss(name):
     assert float(shifted.mean() - loss.mean()) == pytest.approx(0.09, abs=4 * 0.6 * float(loss.mean()) ** 0.5 / N**0.5)
 
 
+@pytest.mark.thorough
 def test_examples_do_not_depend_on_their_neighbours():
     p = paths.linear()
     recipe = losses.Recipe(p, times.logit_normal())
@@ -54,6 +56,7 @@ def test_examples_do_not_depend_on_their_neighbours():
     np.testing.assert_allclose(whole[part], some, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["linear", "vp"])
 def test_the_simple_loss_is_that_of_the_trainer_and_its_pairs_are_on_the_path(name):
     recipe = losses.Recipe(paths.PATHS[name](), times.uniform(), drop_rate=0.0)
@@ -102,6 +105,7 @@ def test_assigned_coupling_is_the_optimal_assignment():
     np.testing.assert_allclose(np.sort(paired, 0), np.sort(x0, 0))  # the same noise, in another order
 
 
+@pytest.mark.thorough
 def test_sinkhorn_draws_from_a_plan_between_the_assignment_and_independence():
     """With little entropy the cost is that of the assignment, with much that of unpaired noise.
 
@@ -237,3 +241,30 @@ def test_classification_is_the_weighted_cross_entropy_of_noisy_data():
     log_p = scores - total
     weight = (sigma / (np.pi / 2)) ** 2  # Δ = π/2
     np.testing.assert_allclose(got, -weight * log_p[index, labels], rtol=1e-4, atol=1e-4)
+
+
+def test_reconstruction_is_the_bound_of_a_variational_autoencoder():
+    """In NumPy; the divergence also by the density of a Gaussian, integrated."""
+    rng = np.random.default_rng(0)
+    x1, found, mean, log_variance = (rng.normal(size=(3, *shape)) for shape in ((4, 2), (4, 2), (5,), (5,)))
+    keys, seen = losses.example_keys(jax.random.key(3), 0, jnp.arange(3)), []
+
+    def network(keys, x, c):
+        seen.append((keys, x, c))
+        return SimpleNamespace(x=jnp.asarray(found), posterior=(jnp.asarray(mean), jnp.asarray(log_variance)))
+
+    c = given(jnp.arange(3))
+    recipe = losses.Recipe()
+    got = losses.reconstruction(network, recipe, keys, jnp.arange(3), jnp.asarray(x1), c, kl=0.3, l1=0.7)
+    np.testing.assert_array_equal(jax.random.key_data(seen[0][0]), jax.random.key_data(keys))
+    np.testing.assert_allclose(seen[0][1], x1, 1e-6)
+    assert seen[0][2] is c
+    grid = np.linspace(-25, 25, 20_001)
+    log_p = -0.5 * (grid - mean[..., None]) ** 2 * np.exp(-log_variance[..., None]) - 0.5 * log_variance[..., None]
+    density = np.exp(log_p) / np.sqrt(2 * np.pi)
+    divergence = (density * (log_p + 0.5 * grid**2)).sum(-1) * (grid[1] - grid[0])
+    error = (found - x1).reshape(3, -1)
+    expected = (error**2).mean(1) + 0.7 * np.abs(error).mean(1) + 0.3 * divergence.mean(1)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    plain = losses.reconstruction(network, recipe, keys, jnp.arange(3), jnp.asarray(x1), c)
+    np.testing.assert_allclose(plain, (error**2).mean(1) + 1e-4 * divergence.mean(1), rtol=1e-4)

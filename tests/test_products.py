@@ -29,6 +29,7 @@ def product(weights, count, path=None):
     return p, mean, np.trapezoid(density * (lab.AXIS - mean) ** 2, lab.AXIS) / z, z
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("weights", "path", "eta", "off"),
     [
@@ -86,6 +87,7 @@ def rate(weights, us, scores):
     return mixed * score - sum(w * u * s for w, u, s in zip(weights, us, scores, strict=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "end"), [("linear", 0.5), ("trig", 0.5), ("vp", 1.0)])
 @pytest.mark.parametrize("weights", [(-2.0, 3.0), (1.0, 0.5)])
 def test_weights_are_gathered_by_the_trapezoidal_rule(name, end, weights):
@@ -141,6 +143,7 @@ def test_a_clipped_increment_stays_near_the_mean(clip):
     np.testing.assert_allclose(got, gained.mean() + 2 * np.clip(distance, -clip, clip), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("proposal", "eta"), [(None, 2.0), ((0.3, 0.7), 1.0)])
 def test_the_default_noise_is_twice_the_memoryless_or_memoryless_for_a_proposal(proposal, eta):
     p, *_ = product((-2.0, 3.0), 1)

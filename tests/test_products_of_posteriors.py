@@ -25,6 +25,7 @@ MODEL = Model(
 )
 
 
+@pytest.mark.thorough
 def test_samples_have_the_mean_and_covariance_of_the_closed_form():
     """The mean is 2.8 prior deviations out. Guidance without weights misses it by 2, with 7 % of the variance."""
     posterior = MODEL.given_all(x=XS)

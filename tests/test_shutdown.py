@@ -20,6 +20,7 @@ def whole(data_dir, tmp_path_factory):
     return loop.train(small(data_dir, steps=12), tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_more_signals_do_not_prevent_the_save(whole, data_dir, tmp_path, monkeypatch, number):
     """In the loop and in the save itself; what was the handler before is not called, and is one again at the end."""
@@ -57,6 +58,7 @@ def test_more_signals_do_not_prevent_the_save(whole, data_dir, tmp_path, monkeyp
     assert same(loop.train(small(data_dir, steps=12), tmp_path), whole)
 
 
+@pytest.mark.thorough
 def test_a_terminal_that_is_gone_does_not_end_a_run(whole, data_dir, tmp_path, monkeypatch):
     """Ctrl-C in `train.py 2>&1 | tee log` ends tee as well, and the save is still to come."""
     monkeypatch.setattr(checkpoint.tempfile, "tempdir", str(tmp_path))
@@ -77,6 +79,7 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(whole, data_dir, tmp_path, m
     assert same(state, whole)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", ["imports", "setup"])
 def test_ctrl_c_before_the_loop_is_one_line(data_dir, tmp_path, when):
     config = tmp_path / "config.py"
@@ -111,6 +114,7 @@ LAUNCHED = {  # what process 0 does, while process 1 fails
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_the_launcher_ends_the_others_when_one_fails(tmp_path, name):
     child = tmp_path / "child.py"

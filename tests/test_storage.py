@@ -18,14 +18,15 @@ from flowguide.cli import sample, sample_output
 from flowguide.cli.command import parse
 from flowguide.cli.sample_command import parse as parse_command
 from flowguide.cli.sample_output import Drawn
-from flowguide.data import import_path, open_dataset, open_path
-from flowguide.errors import UserError
+from flowguide.data import embed, import_path, open_dataset, open_path, parts
+from flowguide.errors import DataError, UserError
 from flowguide.lock import only_trainer
 from flowguide.pictures import save_png
 from flowguide.training import evaluators, profiling
 from flowguide.training.guard import NonFiniteGuard
 from flowguide.training.logs import Log
 from flowguide.workdir import open_workdir, prepare_folder
+from tests.support import text_encoders
 from tests.support.buckets import Bucket, stand_in
 from tests.support.runs import small
 from tests.support.toy import MODEL
@@ -140,6 +141,26 @@ def test_a_file_that_finds_no_room_is_not_left_in_part(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space"):
             save_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
     assert [file.name for file in tmp_path.iterdir()] == ["old.png"]
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+def test_what_could_not_be_replaced_stays_alone(tmp_path, monkeypatch, step):
+    def fail(self, content):
+        raise OSError(28, "No space left on device")
+
+    def fail_in_the_middle(self, content):
+        with self.open("wb") as file:
+            file.write(content[:1])
+        fail(self, content)
+
+    (tmp_path / "old").write_bytes(b"old")
+    monkeypatch.setattr(type(tmp_path), step, fail_in_the_middle if step == "write_bytes" else fail)
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match="No space"):
+            storage.replace_bytes(tmp_path / name, b"content")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_bytes() == b"old"
 
 
 def test_a_run_claims_its_address(objects):
@@ -397,9 +418,10 @@ def test_finished_checkpoints_are_listed(objects, monkeypatch):
     for step in (8, 16):
         objects[f"bucket/run/checkpoints/{step}/commit_success.txt"] = b""
     objects["bucket/run/checkpoints/24/ema/part"] = b""  # the save was cut short
-    assert restore._steps(storage.path("gs://bucket/run/checkpoints")) == [8, 16]
+    assert restore.steps_in(storage.path("gs://bucket/run/checkpoints")) == [8, 16]
 
 
+@pytest.mark.slow
 def test_data_are_prepared_in_a_bucket_and_read_from_a_copy(objects, monkeypatch, tmp_path, data_dir, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     here = open_dataset("mixture2d", "test[:5%]", data_dir=data_dir)
@@ -432,6 +454,36 @@ def test_files_are_imported_into_a_bucket_and_replaced_there(objects, monkeypatc
         )
         objects.pop("bucket/data/mine/1.0.0/dataset_info.json")  # as if the import had been killed
         mirrors.local_copy.cache_clear()  # as in the next process
+
+
+def test_texts_are_embedded_into_a_bucket_and_what_was_stopped_resumes(objects, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(parts, "PART", 8)
+    texts = np.array([f"text number {i}" for i in range(20)])
+    np.savez(tmp_path / "t.npz", x=np.random.default_rng(0).normal(size=(20, 3)), caption=texts)
+    options = {"field": "caption", "encoder": text_encoders.ngrams}
+    written, real = [], parts.storage.replace_bytes
+
+    def stopped(file, content):
+        if len(written) == 2:
+            raise OSError("the bucket has gone")
+        written.append(file.name)
+        real(file, content)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(parts.storage, "replace_bytes", stopped)
+        with pytest.raises(
+            DataError, match=r"mine cannot be written to gs://bucket/data/mine.* \(the bucket has gone\)"
+        ):
+            embed(tmp_path / "t.npz", "mine", "gs://bucket/data", **options)
+    text_encoders.CALLS.clear()
+    assert embed(tmp_path / "t.npz", "mine", "gs://bucket/data", **options).written
+    assert sum(map(len, text_encoders.CALLS)) == 12
+    assert not [name for name in objects if "incomplete" in name]
+    there = open_dataset("mine", data_dir="gs://bucket/data").read(np.arange(18)).value["caption"]
+    assert embed(tmp_path / "t.npz", "mine", tmp_path / "here", **options).written
+    here = open_dataset("mine", data_dir=tmp_path / "here").read(np.arange(18)).value["caption"]
+    np.testing.assert_array_equal(there, here)
 
 
 def test_a_copy_finds_a_place_where_there_is_no_home(objects, monkeypatch, tmp_path):

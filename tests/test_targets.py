@@ -43,8 +43,29 @@ def loss(velocity, target, teacher=None):
     return losses.flow_matching(velocity, recipe, KEYS, INDEX, X1, C, teacher)
 
 
+def contrasted(t, x, c):
+    """The minimiser of |u − v|² − 0.4|u − ũ|², (E[v|x] − 0.4·E[ũ])/0.6; on the linear path E[ũ] = E[x1]."""
+    return (EXACT(t, x, c) - 0.4 * LAW.weights @ LAW.means) / 0.6
+
+
+def as_the_paper_has_it(velocity, path, weight):
+    """|u − v|² − λ|u − ũ|² + λ|v − ũ|²/(1 − λ) of each example, ũ from the one before it in the batch, in NumPy."""
+    t_keys, x_keys, c_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(KEYS), 1, 0)
+    t = times.draw(t_keys, times.uniform())
+    x0 = jax.vmap(lambda key: jax.random.normal(key, (2,)))(x_keys)
+    x = paths.interpolate(path, t, x0, X1)
+    u = np.asarray(velocity(t, x, condition.drop(c_keys, C, 0.25, 0.1)), np.float64)
+    d_alpha, d_sigma = (np.asarray(f(t), np.float64)[:, None] for f in (path.d_alpha, path.d_sigma))
+    x0, x1 = np.asarray(x0), np.asarray(X1)
+    before = np.arange(N) - 1
+    own, other = d_alpha * x1 + d_sigma * x0, d_alpha * x1[before] + d_sigma * x0[before]
+    toward, away, apart = (np.mean(a**2, axis=1) for a in (u - own, u - other, own - other))
+    return toward - weight * away + weight / (1 - weight) * apart
+
+
 PLAIN = jax.jit(lambda: loss(EXACT, targets.plain()))()
 CASES = {
+    "contrastive": (targets.contrastive(0.4), contrasted, None, as_the_paper_has_it(contrasted, P, 0.4)),
     "model_guidance": (targets.model_guidance(2.5), guided(2.5), guided(2.5), PLAIN),
     "guidance_free": (targets.guidance_free(0.3), guided(None), None, PLAIN),
     "distilled": (targets.distilled((1.0, 4.0)), guided(None), EXACT, jnp.zeros(N)),
@@ -64,7 +85,9 @@ def test_plain_is_flow_matching_as_written_out():
 
 @pytest.mark.parametrize("name", CASES)
 def test_guided_fields_have_the_error_of_the_exact_ones(name):
-    """The residual of the guided field is that of the plain velocity, with the least mean square; 0 with a teacher.
+    """The residual of a guided field is that of the plain velocity, with the least mean square; 0 with a teacher.
+
+    That of the contrastive one is the paper's loss, up to what does not depend on the network.
 
     This holds for each example separately, including those that lost their condition.
     """
@@ -90,10 +113,50 @@ def test_the_guided_fields_are_stationary_and_others_are_not(name):
 
         return jnp.stack([along(d) for d in directions])
 
-    here, beside = slopes(0.0), slopes(0.2)
+    here, beside = slopes(0.0), slopes(0.4)
     error = here.std(axis=1) / N**0.5
     assert (jnp.abs(here.mean(axis=1)) < 4 * error + 1e-5).all()
     assert (beside.mean(axis=1) > here.mean(axis=1) + 4 * error + 1e-2).all()
+
+
+@pytest.mark.parametrize("path", ["trig", "vp"])
+def test_contrastive_is_the_loss_of_its_paper_on_curved_paths(path):
+    """There the velocity of the other example depends on t, which is that of the example itself."""
+    p = paths.PATHS[path]()
+    recipe = losses.Recipe(p, times.uniform(), drop_rate=0.25, target=targets.contrastive(0.3))
+
+    def field(t, x, c):
+        return 0.7 * x + t[:, None] - jnp.where(c.present["label"], c.value["label"] + 1.0, -2.0)[:, None]
+
+    got, expected = losses.flow_matching(field, recipe, KEYS, INDEX, X1, C), as_the_paper_has_it(field, p, 0.3)
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_contrastive_field_is_the_best_that_a_line_can_be():
+    """Least squares in t-bins of Gaussian data: (E[v|x] − λE[ũ])/(1 − λ), in closed form, to the error of the draws."""
+    n, weight, mean, variance = 200_000, 0.5, 1.5, 0.6
+    keys = losses.example_keys(jax.random.key(8), 0, jnp.arange(n))
+    x1 = mean + variance**0.5 * jax.random.normal(jax.random.key(9), (n, 1))
+    seen = {}
+
+    def spy(t, x, c):
+        seen["t"], seen["x"] = np.asarray(t, np.float64), np.asarray(x[:, 0], np.float64)
+        return jnp.zeros_like(x)
+
+    shown = []
+    target = targets.contrastive(weight)
+    contrast: Any = target.contrast
+    shows = target._replace(contrast=lambda u, other: shown.append(contrast(u, other)) or u)
+    recipe = losses.Recipe(P, times.uniform(), target=shows)
+    losses.flow_matching(spy, recipe, keys, jnp.arange(n), x1, Condition({}, {}))
+    goal = np.asarray(shown[0][:, 0], np.float64)
+    for low in (0.2, 0.6):
+        t, x, y = (a[(seen["t"] > low) & (seen["t"] < low + 0.02)] for a in (seen["t"], seen["x"], goal))
+        at = t.mean()
+        slope, start = np.polyfit(x - at * mean, y, 1)
+        gain = (at * variance - (1 - at)) / (at**2 * variance + (1 - at) ** 2)  # of E[v|x] = m + gain·(x − tm)
+        assert abs(slope - gain / (1 - weight)) < 0.15
+        assert abs(start - (mean - weight * mean) / (1 - weight)) < 0.15
 
 
 @pytest.mark.parametrize("name", ["model_guidance", "guidance_free"])
@@ -134,6 +197,7 @@ def test_residuals_are_their_formulas():
     nowhere, g, beta = np.zeros(3, bool), gamma[:, None], 1 / gamma[:, None]
     expected = {
         "plain": of(5, present) - u,
+        "contrastive": 0.95**0.5 * (of(5, present) - u),
         "model_guidance": of(5, present) - (u + 0.6 * (of(9, present) - of(9, nowhere))),
         "guidance_free": beta * of(5, present, gamma) + (1 - beta) * of(5, nowhere, 1.0) - u,
         "distilled": of(5, present, gamma) - ((1 - g) * of(9, nowhere) + g * of(9, present)),
@@ -196,6 +260,8 @@ ALONE: Any = (3.0,)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: targets.contrastive(1.0), "0 <= weight < 1; got 1.0: use 0.05"),
+        (lambda: targets.contrastive(-0.1), "0 <= weight < 1; got -0.1"),
         (lambda: targets.model_guidance(0.5), "finite gamma of 1 or more; got 0.5"),
         (lambda: targets.guidance_free(0.0), "got low=0.0"),
         (lambda: targets.guidance_free(1.0), "got low=1.0"),
@@ -217,7 +283,7 @@ def test_a_network_becomes_the_guided_field(name):
     network = as_network(lambda rngs: MLP((2,), fields, width=64, depth=2, rngs=rngs))
     recipe = losses.Recipe(P, times.uniform(), target=target)
     teacher = (lambda params, t, x, c: EXACT(t, x, c)) if name == "distilled" else None
-    loss = make_loss(network, recipe, lambda x: x, jax.random.key(1), teacher=teacher)
+    loss = make_loss(network, recipe, lambda keys, x, coins: x, jax.random.key(1), teacher=teacher)
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 800))
     step = make_step(loss, optimizer, ema.constant(0.99))(lambda tree: tree)
 

@@ -43,6 +43,7 @@ def drawn(particles):
     return np.asarray(tilted.resample(jax.random.split(KEY, len(particles.x)), particles.log_weights, particles.x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("eta", [1.0, 2.0])
 def test_gaussian_moments(eta):
     """For c = 1.5, γ = 3 the target has mean 2.25 and variance 0.5, CFG by ODE 3 and 0.25."""
@@ -70,6 +71,7 @@ def test_two_modes_come_ten_times_closer_than_guidance(gamma):
     assert not bool(r.resampled[:, -1].any())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "gamma", "options"),
     [
@@ -113,6 +115,7 @@ PRODUCTS = ("γ = 3", "against a condition", "AND and NOT", "sum 1.5", "sum 0.8"
 PATHS = {"linear": paths.linear(), "trig": paths.trig(), "vp": paths.vp()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "path"), [*((n, "linear") for n in PRODUCTS), ("γ = 3", "trig"), ("sum 1.5", "trig")])
 def test_along_the_flow_weights_and_densities_agree_on_each_path(name, path):
     """log Π p_i(x)^{w_i} − log q(x) = log W for every sample of the guided flow, with q from its likelihood."""
@@ -147,6 +150,7 @@ def test_along_the_flow_weights_and_densities_agree_on_each_path(name, path):
         np.testing.assert_allclose(log_w, expected, atol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["γ = 3", "AND and NOT"])
 def test_importance_weights_are_those_of_the_flow(name):
     with jax.enable_x64(True):
@@ -174,6 +178,7 @@ def test_importance_weights_are_those_of_the_flow(name):
         tilted.importance_weights(products(velocity, count)["sum 1.5"], x1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("path", ["linear", "vp"])
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
@@ -284,6 +289,7 @@ def test_corrections_are_langevin_steps_with_fresh_noise(rule, size):
     assert abs(pulled.mean() - 2 * (1 - size / 0.75)) < 5 * np.sqrt(2 * size / n)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_posterior_is_tracked_along_any_memoryless_path(guided):
     law, count = plane(), 400
@@ -343,6 +349,7 @@ def test_resampling_keeps_count_of_ancestors():
     assert not bool(r.resampled.any())
 
 
+@pytest.mark.thorough
 def test_a_law_depends_on_its_own_key_alone():
     """Not on the other distributions, nor on the devices."""
     velocity, keys, gammas = LAWS["two modes"].velocity, jax.random.split(KEY, 8), jnp.linspace(1.5, 6.0, 8)
@@ -362,6 +369,7 @@ def test_a_law_depends_on_its_own_key_alone():
         np.testing.assert_allclose(other.log_z, whole.log_z[order], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_gamma_is_traced_vmapped_and_differentiated():
     velocity, keys = LAWS["two modes"].velocity, jax.random.split(KEY, 2)
 
@@ -379,6 +387,7 @@ def test_gamma_is_traced_vmapped_and_differentiated():
     np.testing.assert_allclose(slope, step, rtol=2e-2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", [None, "euler_maruyama", "renoise"])
 @pytest.mark.parametrize("passes", ["together", "apart"])
 def test_half_precision_and_both_ways_of_evaluating(solver, passes):
@@ -400,6 +409,7 @@ def test_half_precision_and_both_ways_of_evaluating(solver, passes):
     np.testing.assert_allclose(half.log_z, full.log_z, atol=0.25)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_another_proposal_draws_the_same_law(scale):
     """Target γ = 3, proposed by the conditional process or by that with γ' = 2."""
@@ -413,6 +423,7 @@ def test_another_proposal_draws_the_same_law(scale):
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 4 + 0.02
 
 
+@pytest.mark.thorough
 def test_clip_and_until():
     velocity, keys = LAWS["two modes"].velocity, jax.random.split(KEY, 2)
     plain = powered(velocity, 4.0, keys, 100, 20, (("threshold", 0.0),))
@@ -464,6 +475,7 @@ def test_refuses_products_that_are_no_law_at_the_start():
         tilted.feynman_kac(p, LINEAR, KEY[None], times.grid(4), (2,), particles=4)
 
 
+@pytest.mark.thorough
 def test_what_laws_can_be_normalised():
     a, b = np.diag([1.0, 2.0]), np.array([[1.5, 0.3], [0.3, 0.5]])
     for gamma in (0.5, 2.0, 5.0, -3.0):

@@ -102,3 +102,31 @@ def test_strata_at_the_ends_keep_off_zero_and_one():
     t = times.stratify(jnp.array([0.0, 1.0]), jnp.array([8, 15]), 8)
     assert 0 < t[0] < t[1] < 1
     assert np.isfinite(times.logit_normal()(t)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("uniform", times.uniform()),
+        ("shift", times.shift(3.0)),
+        ("shift:s=0.4", times.shift(0.4)),
+        ("karras:rho=5:sigma_max=60", times.karras(5.0, 0.002, 60.0)),
+    ],
+)
+def test_a_warp_is_named_with_its_settings(text, same):
+    tau = jnp.linspace(0.1, 0.9, 5)
+    np.testing.assert_array_equal(times.named(text)(tau), same(tau))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shft", "unknown warp 'shft': there are cosine"),
+        ("shift:k=2", "warp 'shift' has no setting 'k': it takes s"),
+        ("uniform:k=2", "it takes none"),
+        ("shift:s=two", "warp 'shift' takes numbers, as shift:s=2; got 's=two'"),
+    ],
+)
+def test_a_name_that_is_no_warp_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        times.named(text)

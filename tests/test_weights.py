@@ -230,3 +230,40 @@ def test_check_names_every_difference():
     weights.check({"x": a}, {"x": (2,)}, "the network")
     with pytest.raises(UserError, match="the network: 1 missing: z; 1 surplus: y; 1 misshapen: x"):
         weights.check({"x": a, "y": a}, {"x": (3,), "z": (1,)}, "the network")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_what_is_written_is_read(order, tmp_path):
+    """Of every dtype and either byte order; an array without axes, one without items, one that is not contiguous."""
+    rng = np.random.default_rng(0)
+    kinds = {np.dtype(kind) for kind in weights.SAFETENSORS.values()}
+    arrays = {f"a.{kind}": (100 * rng.normal(size=(3, 2))).astype(kind) for kind in kinds}
+    arrays |= {"scalar": np.array(2.5), "none": np.zeros((0, 3), np.int8), "turned": arrays["a.float32"].T}
+    stored = {k: a if a.dtype == jnp.bfloat16 else a.astype(a.dtype.newbyteorder(order)) for k, a in arrays.items()}
+    weights.write(tmp_path / "file", stored, {"groups": "8", "näme": "ü"})
+    found = weights.read(tmp_path / "file")
+    assert found.keys() == arrays.keys()
+    for key, a in arrays.items():
+        np.testing.assert_array_equal(found[key], a)
+        assert found[key].shape == a.shape
+    assert weights.metadata(tmp_path / "file") == {"groups": "8", "näme": "ü"}
+    whole = (tmp_path / "file").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    assert length % 8 == 0
+    spans = sorted(entry["data_offsets"] for name, entry in header.items() if name != "__metadata__")
+    assert [spans[0][0], *(end for _, end in spans)] == [*(start for start, _ in spans), len(whole) - 8 - length]
+
+
+def test_writing_refuses_other_dtypes_and_leaves_the_file(tmp_path):
+    weights.write(tmp_path / "file", {"a": np.zeros(2)})
+    with pytest.raises(ValueError, match="a is of dtype complex128"):
+        weights.write(tmp_path / "file", {"a": np.zeros(2, complex)})
+    assert weights.read(tmp_path / "file")["a"].shape == (2,)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_metadata_of_other_files(name, tmp_path):
+    (tmp_path / "file").write_bytes(content(name))
+    assert all(isinstance(value, str) for value in weights.metadata(tmp_path / "file").values())

@@ -1,4 +1,7 @@
-"""The command line: ``flowguide train|sample|evaluate|plan|data|lab``. Importing it is fast and defines no flags."""
+"""The command line: ``flowguide train|sample|evaluate|plan|convert|data|lab``.
+
+Importing it is fast and defines no flags.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure samples of a run as guidance grows: Fréchet distance, precision, recall, adherence",
     "explore": "open a page on this machine that draws what you ask for",
     "plan": "estimate what a run needs, for devices that need not be there",
+    "convert": "make a run of released weights (SiT, DiT, REPA, LightningDiT, JiT), and such weights of a run",
     "data": "prepare, list and describe data sets",
     "lab": "what every guidance method samples, measured on exact laws",
 }

@@ -116,10 +116,11 @@ def _of_data(arguments: Sequence[str], config: Config | None) -> tuple[Config, S
 
     places = {name.removeprefix("data."): value for name, value in _given(_PLACES_OF_DATA, arguments)}
     probe = default()
-    probe.data.update({**settings, **places})
+    known = [value.lower() in ("true", "1") for _, value in _given(("data.known",), arguments)]
+    probe.data.update({**settings, **places, "known": known[-1:] == [True]})
     data = splits(probe)
     workdir = storage.path(asked["workdir"]) if asked.get("workdir") else None
-    chosen, reason = config_to_use(workdir, data.train.info, data.train.size, _minutes(asked.get("minutes")))
+    chosen, reason = config_to_use(workdir, data.train, _minutes(asked.get("minutes")))
     print(*filter(None, (describe(data), reason)), sep="\n")
     chosen.data.update(settings)
     # Other settings of the data, such as data.known, are parsed later, or are those of a run: then it is opened again.

@@ -18,17 +18,18 @@ from flowguide.cli.sample_command import SampleCommand
 from flowguide.config import Config, read_config
 from flowguide.errors import UserError, one_line
 from flowguide.evaluation.run import NUM_REAL
-from flowguide.evaluation.sweep import GAMMAS
+from flowguide.evaluation.sweep import GAMMAS, OTHER
 
 DESCRIPTION = """
 Measures what guidance buys: adherence and quality for variety, as γ grows.
 
   flowguide evaluate --workdir=runs/avatars --gamma=1,1.5,2,3,5 --guidance=cfg,apg --num=2000
 
-It draws samples under the conditions of held-out examples, for all combinations of --step, --gamma, --guidance,
---interval, --solver and --steps, and prints a row for each: Fréchet distance, KID, Inception score, precision, recall,
-density, coverage, adherence to the condition, authenticity, network evaluations and seconds. Every row has the same
-noise and conditions. evaluation.json says with each number how it came about, and evaluation.png draws them over γ.
+It draws samples under the conditions of held-out examples, for all combinations of --step, --ema, --gamma,
+--guidance, --interval, --solver and --steps, and prints a row for each: Fréchet distance, KID, Inception score,
+precision, recall, density, coverage, adherence to the condition, authenticity, network evaluations and seconds. Every
+row has the same noise and conditions. evaluation.json says with each number how it came about, and evaluation.png draws
+them over γ.
 
 Features, class probabilities and adherence are by default those of a judge: a small classifier that is trained on the
 run's own training data first. Its first row, held-out real examples, shows how far it can be trusted. The command
@@ -54,11 +55,22 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list(
+        "ema",
+        None,
+        "relative widths of averages of the parameters, as 0.05,0.1,0.15, see sample --help; by default the average of "
+        "the checkpoint",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
         "gamma",
         None,
         f"guidance scales γ; by default {','.join(f'{g:g}' for g in GAMMAS)}, or 1 if nothing can guide the model",
         flag_values=values,
     )
+    sample_flags.define_negative(values)
+    values[
+        "negative"
+    ].help += f'; "{OTHER}" is the condition of another held-out example (a class of that name is "label={OTHER}")'
     sample_flags.define_guidance(values)
     sample_flags.define_sampler(values)
     _take_several(values)
@@ -94,7 +106,12 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("out", None, "folder for the results; by default WORKDIR/evaluation", flag_values=values)
     _define_page(values)
-    flags.DEFINE_bool("trust_code", False, "allow a run to import a network from outside flowguide", flag_values=values)
+    flags.DEFINE_bool(
+        "trust_code",
+        False,
+        "allow a run to import a network or text encoder from outside flowguide",
+        flag_values=values,
+    )
     define_process_flags(values)
 
 
@@ -154,7 +171,8 @@ def _take_several(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "grid",
         str(default.grid),
-        f"how the steps are spaced: {', '.join(sorted(times.WARPS))}; or nodes of your own, 0,0.3,0.7,1",
+        f"how the steps are spaced: {', '.join(sorted(times.WARPS))}, with settings as shift:s=2; or nodes of your "
+        "own, 0,0.3,0.7,1",
         flag_values=values,
     )
 
@@ -166,8 +184,8 @@ def main(values: flags.FlagValues) -> None:
         raise UserError("expected --workdir=DIR, a folder that train has written; --help lists all flags")
     workdir = storage.path(values.workdir)
     out = storage.path(values.out) if values.out else workdir / "evaluation"
-    gammas = None if values.gamma is None else numbers("gamma", values.gamma)
     commands = _commands(values)
+    gammas = commands[0].gammas if values.gamma is None else numbers("gamma", values.gamma)
     _check_features(values)
     keep_compiled_in_run(workdir)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it if there are several processes; here it ends
@@ -206,16 +224,23 @@ def main(values: flags.FlagValues) -> None:
 def _commands(values: flags.FlagValues) -> list[SampleCommand]:
     """Returns what ``sample`` would make of each combination of flags, checked by it."""
     own = flags.FlagValues()
+    sample_flags.define_negative(own)
     sample_flags.define_guidance(own)
     sample_flags.define_sampler(own)
-    same = [values[n].serialize() for n in ("workdir", *own) if n in values and n not in SWEPT and values[n].present]
+    same = [values["workdir"].serialize()]
+    for name in own:
+        if name in values and name not in SWEPT and values[name].present:
+            same += values[name].serialize().splitlines()  # one line for each use of a flag that may be repeated
     axes = [[(name, text) for text in _texts(name, values[name].value)] for name in SWEPT]
     found = []
     for point in product(*axes):
         one = flags.FlagValues()
         sample_flags.define(one)
         one(["sample", *same, *(f"--{name}={text}" for name, text in point if text is not None)])
-        found.append(sample_command.parse(one))
+        command = sample_command.parse(one)
+        if ("interval", None) in point and values.interval is not None:  # none was asked for, whatever the recipe
+            command = command._replace(config=command.config._replace(interval=None))
+        found.append(command)
     if any(command.fit for command in found):
         raise UserError("--grid=fitted fits a grid to one γ and condition: give a grid by name or by its nodes")
     return found
@@ -248,15 +273,23 @@ def _models(values: flags.FlagValues, workdir: Path) -> dict[str, sampling.Model
         raise UserError(f"no checkpoint in {workdir} has a validation loss: leave out --step=best")
     elif BEST in steps:
         steps[BEST] = best
-    models = {name: sampling.load(workdir, step, trust_code=values.trust_code) for name, step in steps.items()}
-    return models or {config.use: sampling.load(workdir, trust_code=values.trust_code)}
+    widths = [None] if values.ema is None else numbers("ema", values.ema)
+    return {
+        name if width is None else f"{name}, ema {width:g}": sampling.load(
+            workdir, step, ema=width, trust_code=values.trust_code
+        )
+        for name, step in (steps or {config.use: None}).items()
+        for width in widths
+    }
 
 
 def _settings(
     models: dict[str, sampling.Model], gammas: list[float] | None, commands: list[SampleCommand], trust_code: bool
 ) -> list[evaluation.Setting]:
-    weak = commands[0].weak and sampling.load(*commands[0].weak, trust_code=trust_code)
-    return evaluation.settings(models, gammas, [command.config for command in commands], weak)
+    weak = commands[0].weak and sampling.load(*commands[0].weak, trust_code=trust_code, decode=False)
+    away, weight = commands[0].negatives, commands[0].gamma_negative
+    configs = [command.config for command in commands]
+    return evaluation.settings(models, gammas, configs, weak, away, 1.0 if weight is None else weight)
 
 
 def _with_data(config: Config, place: str | None) -> Config:

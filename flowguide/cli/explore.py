@@ -24,7 +24,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder that train has written, or gs://BUCKET/NAME", flag_values=values)
     flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest", flag_values=values)
     flags.DEFINE_integer("port", 8000, "of the page", lower_bound=1, upper_bound=65535, flag_values=values)
-    flags.DEFINE_bool("trust_code", False, "allow a run to import a network from outside flowguide", flag_values=values)
+    flags.DEFINE_bool(
+        "trust_code",
+        False,
+        "allow a run to import a network or text encoder from outside flowguide",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues) -> None:

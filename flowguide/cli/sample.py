@@ -14,14 +14,16 @@ from absl import flags
 from tqdm import tqdm
 
 from flowguide import guidance, paths, processes, sampling, solvers, storage
+from flowguide.autoencoder import FILE
 from flowguide.cli import sample_command, sample_flags
 from flowguide.cli.command import Command
 from flowguide.cli.common import join_processes, keep_compiled_in_run
 from flowguide.cli.sample_command import SampleCommand, check_is_no_folder
 from flowguide.cli.sample_output import Drawn, as_pngs, write
 from flowguide.cli.sample_table import check_table
+from flowguide.errors import UserError
 from flowguide.kinds import as_json
-from flowguide.schema import info_to_json, prompts
+from flowguide.schema import Latents, info_to_json, prompts
 from flowguide.workdir import prepare_folder
 
 DESCRIPTION = """
@@ -52,10 +54,17 @@ def main(values: flags.FlagValues) -> None:
     ours = {name: values[name].value for name in values if name not in ("process_id", "coordinator")}
     processes.check_same("command", ours)
 
-    model = sampling.load(command.workdir, command.step, trust_code=command.trust_code)
+    model = sampling.load(
+        command.workdir,
+        command.step,
+        ema=command.ema,
+        trust_code=command.trust_code,
+        decode=command.decode,
+        tile=command.tile,
+    )
     weak = None
     if command.weak is not None:
-        weak = sampling.load(*command.weak, trust_code=command.trust_code)
+        weak = sampling.load(*command.weak, trust_code=command.trust_code, decode=False)
     if command.measured is not None:  # a file is read once
         y = sampling.read_measured(command.measured, model.info).y
         command = command._replace(measured=command.measured._replace(y=y))
@@ -78,7 +87,8 @@ def main(values: flags.FlagValues) -> None:
     drawn = _draw(command, model, weak, config, gammas)
     if processes.is_main_process():
         seen = write(command, model, config, drawn)
-        _warn_of_null(command.workdir, model)
+        if config.guidance not in guidance.methods.WITHOUT_NULL:
+            _warn_of_null(command.workdir, model)
         print(f"{sum(len(x) for x in drawn.x)} samples in {drawn.seconds:.1f} s: {seen}")
     processes.wait("the samples are written")
 
@@ -86,6 +96,9 @@ def main(values: flags.FlagValues) -> None:
 def _check_with_model(
     command: SampleCommand, model: sampling.Model, config: sampling.SamplerConfig, gammas: list[float]
 ) -> None:
+    if not isinstance(model.info.examples, Latents) and (command.tile or not command.decode):
+        flag = "--tile" if command.tile else "--nodecode"
+        raise UserError(f"{flag} is for a model of latents, and {command.workdir} draws none: leave it out")
     if command.diagnose:
         sampling.check_gap(config, model)
     for prompt in (*command.conds, *command.negatives, *(prompt for prompt, _ in command.composed)):
@@ -200,9 +213,16 @@ def _export(command: SampleCommand, model: sampling.Model, config: sampling.Samp
     prepare_folder(file.parent)
     content = sampling.export(model, config=config, **command.negative())
     storage.write_bytes(file, content)
-    about = {"data": info_to_json(model.info), "train_step": model.step, "negative": command.negatives}
+    about = {
+        "data": info_to_json(model.info),
+        "train_step": model.step,
+        "ema": model.ema,
+        "negative": command.negatives,
+    }
     storage.write_text(file.with_name(file.name + ".json"), as_json({**about, **config._asdict()}))
     print(f"{file}: {len(content):,} bytes; try: python examples/serve.py {file}")
+    if isinstance(model.info.examples, Latents):
+        print(f"it returns latents: flowguide.autoencoder.load_vae('{command.workdir / FILE}') decodes them")
 
 
 def _warn_of_null(workdir: Path, model: sampling.Model) -> None:

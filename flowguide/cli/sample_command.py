@@ -23,6 +23,7 @@ class SampleCommand(NamedTuple):
     Attributes:
       workdir: of the run.
       step: of its checkpoint.
+      ema: relative width of another average.
       out: folder for the results.
       conds: prompts, one for each column of the figure.
       negatives: prompts to move away from.
@@ -43,10 +44,13 @@ class SampleCommand(NamedTuple):
       diagnose: whether to draw gap.png.
       export: file to export to.
       trust_code: whether a run may name code outside of flowguide.
+      decode: whether a model of latents returns images.
+      tile: side of the tiles in which it decodes them; 0 for whole images.
     """
 
     workdir: Path
     step: int | None
+    ema: float | None
     out: Path
     conds: list[str]
     negatives: list[str]
@@ -67,6 +71,8 @@ class SampleCommand(NamedTuple):
     diagnose: bool
     export: Path | None
     trust_code: bool
+    decode: bool = True
+    tile: int = 0
 
     def negative(self) -> dict[str, Any]:
         """Returns the arguments of the library's functions that say what to move away from."""
@@ -91,13 +97,14 @@ def parse(values: flags.FlagValues) -> SampleCommand:
     command = SampleCommand(
         workdir=workdir,
         step=values.step,
+        ema=values.ema,
         out=storage.path(values.out) if values.out else workdir / "samples",
         conds=[composed[0][0]] if composed else values.cond,
         negatives=values.negative,
         composed=composed[1:],
         compose=values.compose,
         first_weight=composed[0][1] if composed else 1.0,
-        gammas=None if values.gamma is None else numbers("gamma", values.gamma),
+        gammas=_gammas(values),
         gamma_negative=values.gamma_negative,
         weak=weak,
         measured=measured,
@@ -111,6 +118,8 @@ def parse(values: flags.FlagValues) -> SampleCommand:
         diagnose=values.diagnose,
         export=None if values.export is None else storage.path(values.export),
         trust_code=values.trust_code,
+        decode=values.decode,
+        tile=values.tile,
     )
     _check(command, values)
     return command
@@ -135,24 +144,32 @@ def _measured(values: flags.FlagValues) -> sampling.Measured | None:
     return MEASURED[given[0]](values[given[0]].value, **said)
 
 
+def _gammas(values: flags.FlagValues) -> list[float] | None:
+    if values.gamma is not None:
+        return numbers("gamma", values.gamma)
+    return None if values.recipe is None else [sampling.recipe(values.recipe).gamma]
+
+
 def _config(values: flags.FlagValues) -> sampling.SamplerConfig:
-    interval = None
+    recipe = None if values.recipe is None else sampling.recipe(values.recipe).config
+    said: dict[str, Any] = {}
     if values.interval is not None:
-        start, stop = numbers("interval", values.interval, 2)
-        interval = (start, stop)
-    name, settings = _settings(values.guidance)
-    grid = str(_DEFAULT.grid if values.grid == FITTED else values.grid)
+        said["interval"] = tuple(numbers("interval", values.interval, 2))
+    if values["guidance"].present:
+        said["guidance"], said["settings"] = _settings(values.guidance)
+    if values["perturb"].present:
+        said["perturbation"] = _perturbation(values.perturb)
+    if values["grid"].present:
+        grid = str(_DEFAULT.grid if values.grid == FITTED else values.grid)
+        said["grid"] = tuple(numbers("grid", grid.split(","))) if "," in grid else grid
     same = ("sampler", "particles", "corrections", "proposal", "clip", "until", "schedule", "reuse", "solver", "steps")
-    same += ("replace_null", "rescale", "tolerance", "eta", "passes", "jacobian_from")
-    said: dict[str, Any] = {flag: values[flag].value for flag in same}
-    config = sampling.SamplerConfig(
-        guidance=name,
-        settings=settings,
-        perturbation=_perturbation(values.perturb),
-        grid=tuple(numbers("grid", grid.split(","))) if "," in grid else grid,
-        interval=interval,
-        **said,
-    )
+    same += ("replace_null", "rescale", "tolerance", "eta", "passes", "jacobian_from", "channels")
+    same += ("absolute_tolerance", "diffusion", "last_step", "last_kind")
+    said |= {flag: values[flag].value for flag in same if values[flag].present}
+    base = recipe or _DEFAULT
+    if said.get("solver", base.solver) != base.solver:  # what is of the recipe's solver goes with it
+        base = base._replace(eta=None, diffusion=None, last_kind=_DEFAULT.last_kind)
+    config = base._replace(**said)
     return sampling.resolve_defaults(config, measured=any(values[name].value is not None for name in MEASURED))
 
 
@@ -173,10 +190,13 @@ def _check(command: SampleCommand, values: flags.FlagValues) -> None:
         "until": fkc,
         "corrections": ("--sampler=pc", config.sampler == "pc"),
         "eta": (f"a --solver that adds noise ({', '.join(sampling.STOCHASTIC)})", noisy),
+        "absolute_tolerance": (f"a --solver that chooses its steps ({', '.join(sampling.ADAPTIVE)})", adaptive),
+        "last_step": ("a --solver of fixed steps, on a --grid by name", not adaptive and isinstance(config.grid, str)),
         "tolerance": (f"a --solver that chooses its steps ({', '.join(sampling.ADAPTIVE)})", adaptive),
         "grid": ("a --solver of fixed steps", not adaptive),
         "steps": ("a --solver of fixed steps, on a --grid by name", not adaptive and isinstance(config.grid, str)),
         "replace_null": ("--negative", away),
+        "tile": ("--decode", command.decode),
         "blur_sigma": ("--deblur", isinstance(command.measured, sampling.Deblur)),
         "measurement_noise": measured,
         "data_variance": measured,
@@ -199,6 +219,8 @@ def _check(command: SampleCommand, values: flags.FlagValues) -> None:
     for name in (name for name, on in one_network.items() if on and command.measured is not None):
         raise UserError(f"--{name} knows no measurement: leave it out, or {measured[0]}")
     if command.fit:
+        if config.last_step is not None:
+            raise UserError("--last_step is that of a grid by name, and --grid=fitted places all steps: leave one out")
         sampling.check_fit(config)
     if command.diagnose:
         sampling.check_gap(config)
@@ -212,6 +234,8 @@ def _check_export(command: SampleCommand, given: list[str]) -> None:
         raise UserError("--export takes a grid by name or by its nodes: samples.json has those of a fitted one")
     if command.config.sampler == "fkc":
         raise UserError("--export writes a sampler of single samples: leave out --sampler=fkc")
+    if command.tile:
+        raise UserError("--tile does nothing with --export: the file returns latents")
     drawing = ("cond", "gamma", "num", "batch_size", "seed", "out", "save", "diagnose")
     for name in (name for name in given if name in drawing):
         raise UserError(f"--{name} does nothing with --export: the file takes conditions, γ and seeds when it is run")

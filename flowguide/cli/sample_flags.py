@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from absl import flags
 
-from flowguide import guidance, sampling, times
+from flowguide import guidance, sampling, solvers, times
 from flowguide.cli.common import define_process_flags
 from flowguide.sampling.checks import MEASURED_SOLVER
+from flowguide.sampling.config import DDPM
 from flowguide.sampling.request import GAMMA
 from flowguide.schema import Images, Vectors
 
@@ -17,6 +20,7 @@ _DEFAULT = sampling.SamplerConfig()
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     _define_request(values)
+    define_negative(values)
     _define_measured(values)
     define_guidance(values)
     define_sampler(values)
@@ -27,6 +31,21 @@ def define(values: flags.FlagValues) -> None:
 def _define_request(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder that train has written, or gs://BUCKET/NAME", flag_values=values)
     flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest", flag_values=values)
+    flags.DEFINE_float(
+        "ema",
+        None,
+        "relative width of another average of the parameters, as 0.1, which is made of the snapshots of a run with "
+        "posthoc.every; by default the average of the checkpoint",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("decode", True, "of a model of latents: return images, else latents", flag_values=values)
+    flags.DEFINE_integer(
+        "tile",
+        0,
+        "of a model of latents: side in latents of the tiles in which they are decoded, where memory is short; 0: none",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "cond",
         [""],
@@ -34,21 +53,11 @@ def _define_request(values: flags.FlagValues) -> None:
         "column of the figure",
         flag_values=values,
     )
-    flags.DEFINE_multi_string(
-        "negative", [], "what to move away from, written like --cond; repeat the flag for more", flag_values=values
-    )
     flags.DEFINE_list(
         "gamma",
         None,
         'guidance scale γ: 0 unconditional, 1 conditional, more is guided; "1,2,4" draws a row for each; by default '
         f"{GAMMA:g}, or 1 if nothing can guide the model",
-        flag_values=values,
-    )
-    flags.DEFINE_float("gamma_negative", None, "weight γ_n of each --negative; by default 1", flag_values=values)
-    flags.DEFINE_bool(
-        "replace_null",
-        False,
-        "let the one --negative take the place of ∅, (1 − γ)u_d + γu_c, instead of weighting it by γ_n",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -58,7 +67,26 @@ def _define_request(values: flags.FlagValues) -> None:
         "u_∅ + γ[1.0(u_3 − u_∅) − 0.5(u_7 − u_∅)]",
         flag_values=values,
     )
-    flags.DEFINE_bool("trust_code", False, "allow a run to import a network from outside flowguide", flag_values=values)
+    flags.DEFINE_bool(
+        "trust_code",
+        False,
+        "allow a run to import a network or text encoder from outside flowguide",
+        flag_values=values,
+    )
+
+
+def define_negative(values: flags.FlagValues) -> None:
+    """Defines what to move away from."""
+    flags.DEFINE_multi_string(
+        "negative", [], 'what to move away from, a prompt like "hat=red"; repeat the flag for more', flag_values=values
+    )
+    flags.DEFINE_float("gamma_negative", None, "weight γ_n of each --negative; by default 1", flag_values=values)
+    flags.DEFINE_bool(
+        "replace_null",
+        False,
+        "let the one --negative take the place of ∅, (1 − γ)u_d + γu_c, instead of weighting it by γ_n",
+        flag_values=values,
+    )
 
 
 def _define_measured(values: flags.FlagValues) -> None:
@@ -149,6 +177,13 @@ def define_guidance(values: flags.FlagValues) -> None:
         "restore the standard deviation of the conditional velocity: 0 not at all, 1 fully",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "channels",
+        _DEFAULT.channels,
+        "guide the first so many channels only, as SiT and DiT guide 3 of 4; by default all",
+        lower_bound=1,
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "passes",
         _DEFAULT.passes,
@@ -164,6 +199,14 @@ def define_sampler(values: flags.FlagValues) -> None:
         name: s.defaults(_DEFAULT._replace(sampler=name), None)["solver"] for name, s in sampling.SAMPLERS.items()
     }
     flags.DEFINE_enum(
+        "recipe",
+        None,
+        list(sampling.RECIPES),
+        "the sampler that was published with released weights: its γ, guidance, solver and grid, as far as no other "
+        "flag says otherwise",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
         "sampler",
         _DEFAULT.sampler,
         list(sampling.SAMPLERS),
@@ -176,7 +219,8 @@ def define_sampler(values: flags.FlagValues) -> None:
         "solver",
         None,
         f"one of {', '.join(sampling.SOLVER_NAMES)}. {', '.join(sampling.ADAPTIVE)} choose their steps to meet "
-        f"--tolerance; {', '.join(sampling.STOCHASTIC)} add noise, see --eta; the others take --steps. By default "
+        f"--tolerance; {', '.join(sampling.STOCHASTIC)} add noise, see --eta; {DDPM} is for networks that predict "
+        "variances; the others take --steps. By default "
         f"{', '.join(f'{solver} for {name}' for name, solver in defaults.items())}; {MEASURED_SOLVER} for flow with "
         "--inpaint, --upsample or --deblur",
         flag_values=values,
@@ -187,12 +231,36 @@ def define_sampler(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "grid",
         str(_DEFAULT.grid),
-        f"how the steps are spaced: {', '.join(sorted(times.WARPS))}; nodes of your own, 0,0.3,0.7,1; or fitted: a "
-        "pilot solve places --steps steps where this network, γ and condition need them (samples.json keeps the nodes)",
+        f"how the steps are spaced: {', '.join(sorted(times.WARPS))}, with settings as shift:s=2; nodes of your own, "
+        "0,0.3,0.7,1; or fitted: a pilot solve places --steps steps where this network, γ and condition need them "
+        "(samples.json keeps the nodes)",
         flag_values=values,
     )
     flags.DEFINE_float(
         "tolerance", _DEFAULT.tolerance, "relative and absolute tolerance of adaptive solvers", flag_values=values
+    )
+    flags.DEFINE_float(
+        "absolute_tolerance", None, "absolute tolerance, if it is another than --tolerance", flag_values=values
+    )
+    flags.DEFINE_float(
+        "last_step",
+        None,
+        "size of the last step, as 0.04; the others then cover the rest, spaced as --grid says",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "diffusion",
+        None,
+        sorted(solvers.DIFFUSIONS),
+        "for --solver=euler_maruyama: the amount of noise by t, which --eta scales; by default memoryless",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "last_kind",
+        _DEFAULT.last_kind,
+        list(get_args(solvers.Last)),
+        "for --solver=euler_maruyama: its last step gives the data prediction, or the mean of the step, without noise",
+        flag_values=values,
     )
     flags.DEFINE_float(
         "eta",

@@ -126,6 +126,7 @@ def _record(
         "workdir": str(command.workdir),
         "data": model.info.name,
         "train_step": model.step,
+        "ema": model.ema,
         "seed": command.seed,
         "batch_size": command.batch_size,
         "negative": command.negatives,

@@ -1,8 +1,8 @@
 """The config of a run: settings and defaults, named choices, checks, and its file. ``build.py`` makes objects of it."""
 
-from flowguide.config.auto import config_for, why
+from flowguide.config.auto import config_for, is_table, why
 from flowguide.config.checks import check_numbers, check_types
-from flowguide.config.choices import OPTIONS, Options, choose, complete, is_foreign, option, resolve
+from flowguide.config.choices import OPTIONS, Options, choose, complete, option, resolve
 from flowguide.config.defaults import CHOICES, SETTINGS, Config, default
 from flowguide.config.files import FORCEABLE, check_same_run, config_text, read_config
 from flowguide.config.help import settings_help
@@ -22,7 +22,7 @@ __all__ = [
     "config_for",
     "config_text",
     "default",
-    "is_foreign",
+    "is_table",
     "option",
     "read_config",
     "resolve",

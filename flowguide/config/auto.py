@@ -21,10 +21,13 @@ SMALLEST_SIDE = 4  # of the coarsest level of a U-Net
 ATTENDED = 256  # positions of a level up to which its blocks have attention
 MANY = 10**7  # steps, more than any limit of minutes allows
 ENOUGH = 3000  # steps after which a U-Net draws better than an MLP, about (benchmarks/first_samples.py)
+SMOOTHED = 300  # times as many examples, about, as far as learning by heart goes
 SPEED = 25e9  # FLOP/s of a U-Net in training on one core of a CPU, about
 
 
-def config_for(info: DataInfo, size: int, *, minutes: float | None = None, platform: str | None = None) -> Config:
+def config_for(
+    info: DataInfo, size: int, *, minutes: float | None = None, platform: str | None = None, jitter: float = 0.0
+) -> Config:
     """Returns a complete config.
 
     Vectors get an MLP; signals, images and volumes a U-Net with as many levels as their sides can be halved. Where a
@@ -36,11 +39,13 @@ def config_for(info: DataInfo, size: int, *, minutes: float | None = None, platf
       size: number of examples to train on.
       minutes: the limit of time that ends the run; None if a number of steps does.
       platform: of the devices, such as "cpu" or "gpu"; by default that of JAX.
+      jitter: noise that smooths a small set, ``training.smoothing.bandwidth``.
     """
     c = default()
-    vectors = _as_vectors(info)
+    c.jitter = jitter
+    vectors = is_table(info)
     if vectors:
-        _for_vectors(c, info, size)
+        _for_vectors(c, info, size * (SMOOTHED if jitter else 1))
     elif minutes is not None and _in_a_hurry(info, minutes, platform or jax.default_backend()):
         _for_little_time(c, info)
     else:
@@ -49,7 +54,7 @@ def config_for(info: DataInfo, size: int, *, minutes: float | None = None, platf
         c.steps = MANY
     c.ema = ConfigDict({"name": "power", "std": 0.05})
     c.stratified = True
-    c.use = "best"  # a small set is soon learned by heart
+    c.use = "newest" if jitter else "best"  # a small set is soon learned by heart
     completes = any(isinstance(field, Known) for field in info.fields.values())
     if len(info.fields) > 2:
         c.drop_field_rate = (0.0, 1.0)
@@ -65,14 +70,20 @@ def config_for(info: DataInfo, size: int, *, minutes: float | None = None, platf
 
 
 def why(config: Config, info: DataInfo) -> str | None:
-    """Returns a line on a network that ``config_for`` chose because time is short, and None for any other."""
-    if _as_vectors(info) or config.network.name != "mlp":
+    """Returns a line on what ``config_for`` chose because time or data are short; None if it did not."""
+    if config.jitter:
+        return (
+            f"so few examples are smoothed: training adds noise of {config.jitter:.2g} standard deviations to each "
+            "number, about that with which they explain each other best"
+        )
+    if is_table(info) or config.network.name != "mlp":
         return None
     minutes = math.ceil(_minutes_of_unet(info))
     return f"an MLP, as time is short: for a U-Net on this CPU give {minutes:,} minutes or more"
 
 
-def _as_vectors(info: DataInfo) -> bool:
+def is_table(info: DataInfo) -> bool:
+    """Returns whether examples are vectors, or so few numbers along each axis that a network may flatten them."""
     return len(info.model_shape) < 2 or max(info.model_shape[:-1]) < SMALLEST_SIDE
 
 

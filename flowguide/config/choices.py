@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,7 +12,8 @@ from ml_collections import ConfigDict
 from flowguide import kinds, losses, paths, targets, times
 from flowguide.config.defaults import CHOICES, Config
 from flowguide.errors import UserError, hint
-from flowguide.networks import CLASSIFIERS, NETWORKS
+from flowguide.foreign import imported, is_foreign
+from flowguide.networks import AUTOENCODERS, CLASSIFIERS, NETWORKS, OUTPUTS
 from flowguide.schema import Fields
 from flowguide.training import ema
 from flowguide.training.optimizer import OPTIMIZERS
@@ -49,13 +49,17 @@ def given(shape: Sequence[int], fields: Fields, *, rngs: Any) -> Any:
 OPTIONS: dict[str, Options] = {
     "optimizer": Options(OPTIMIZERS, ("rate",)),
     "path": Options(paths.PATHS),
+    "output": Options(OUTPUTS),
     "times": Options(times.WARPS),
     "coupling": Options(COUPLINGS),
     "weight": Options(losses.WEIGHTS),
     "target": Options(targets.TARGETS),
     "ema": Options(ema.PROFILES),
-    "network": Options(NETWORKS, ("self", "shape", "fields", "rngs"), foreign=True, hidden={"given": given}),
+    "network": Options(
+        NETWORKS, ("self", "shape", "fields", "rngs", "variance"), foreign=True, hidden={"given": given}
+    ),
     "classifier": Options(CLASSIFIERS, ("self", "shape", "fields", "rngs"), foreign=True),
+    "autoencoder": Options(AUTOENCODERS, ("self", "shape", "fields", "rngs"), foreign=True),
     "layout": Options(LAYOUTS, ("devices",)),
 }
 
@@ -120,8 +124,8 @@ def choose(choice: str, config: Config, **given: Any) -> Any:
 
 
 def options_key(choice: str, config: Config) -> str:
-    """Returns the key of a choice in ``OPTIONS``: a classifier has other networks."""
-    return "classifier" if choice == "network" and config.task == "classifier" else choice
+    """Returns the key of a choice in ``OPTIONS``: classifiers and autoencoders have other networks."""
+    return config.task if choice == "network" and config.task in ("classifier", "autoencoder") else choice
 
 
 def option(choice: str, options: Options, name: str) -> Callable[..., Any]:
@@ -135,7 +139,7 @@ def option(choice: str, options: Options, name: str) -> Callable[..., Any]:
     if name in options.hidden:
         return options.hidden[name]
     if options.foreign and is_foreign(name):
-        return _imported(choice, name)
+        return imported(choice, name)
     own = ", or package.module:Class of your own" if options.foreign else ""
     raise UserError(
         f"unknown {choice} {name!r:.100}{hint(name, options.by_name)}: there are "
@@ -143,15 +147,9 @@ def option(choice: str, options: Options, name: str) -> Callable[..., Any]:
     )
 
 
-def is_foreign(name: str) -> bool:
-    """Returns whether a name is that of code outside of flowguide, ``package.module:Class``."""
-    return ":" in name
-
-
 def settings_of(make: Callable[..., Any], options: Options) -> dict[str, inspect.Parameter]:
     """Returns the settings that an option takes, by name."""
-    function = make.__init__ if inspect.isclass(make) else make
-    return {name: p for name, p in kinds.parameters(function).items() if name not in options.given}
+    return {name: p for name, p in kinds.parameters(make).items() if name not in options.given}
 
 
 def named(choice: str, settings: Any) -> tuple[str, dict[str, Any]]:
@@ -178,17 +176,3 @@ def check_kind(place: str, value: Any, kind: Any, usual: Any) -> None:
     """Raises ``UserError`` if a value is not of this type."""
     if not kinds.fits(value, kind):
         raise UserError(f"{place} takes {kinds.words(kind)}, such as {usual!r}; got {value!r:.100}")
-
-
-def _imported(choice: str, name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{choice} {name!r:.100} cannot be imported ({error}): give package.module:Class of a package that Python "
-            "finds from here"
-        ) from error
-    if not callable(found):
-        raise UserError(f"{choice} {name!r:.100} is of type {type(found).__name__}: give package.module:Class")
-    return found

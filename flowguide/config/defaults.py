@@ -26,7 +26,10 @@ COUNT = Range("at least 1", lambda value: value >= 1)
 COUNT_OR_NONE = Range("at least 0", lambda value: value >= 0)
 SEED = Range("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
 PROBABILITY = Range("a probability, 0 to 1", lambda value: 0 <= value <= 1)
+SHARE = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
+BETWEEN = Range("between 0 and 1", lambda value: 0 < value < 1)
 BELOW_1 = Range("from 0 to less than 1", lambda value: 0 <= value < 1)
+WIDTH = Range("above 0 and below 12^-½ = 0.2887", lambda value: 0 < value < 12**-0.5 - 1e-6)
 BENT = Range("from -1 to 2/(π - 2) = 1.7519", lambda value: -1 <= value <= 2 / (math.pi - 2))
 
 
@@ -47,7 +50,10 @@ class Setting(NamedTuple):
 # By name, with dots between groups. A default {"name": ...} is a named choice with settings of its own: choices.py.
 SETTINGS: dict[str, Setting] = {
     "seed": Setting(0, "root of all random draws, and of the order of the data", SEED),
-    "task": Setting("flow", "flow: a velocity network; classifier: of noisy data, for classifier guidance"),
+    "task": Setting(
+        "flow", "flow: a velocity network; classifier: of noisy data, for classifier guidance; autoencoder: of images"
+    ),
+    "init": Setting("", "folder of a run whose averaged parameters training starts from; empty: random ones"),
     "steps": Setting(10_000, "training steps", COUNT),
     "batch_size": Setting(128, "examples a step, over all devices", COUNT),
     "accumulate": Setting(1, "parts in which a device works through its share of the batch, to save memory", COUNT),
@@ -62,15 +68,30 @@ SETTINGS: dict[str, Setting] = {
     ),
     "stratified": Setting(False, "spread t evenly over the batch"),
     "flip": Setting(False, "mirror images at random"),
+    "jitter": Setting(0.0, "standard deviation of noise added to examples, which smooths a small set", NOT_NEGATIVE),
     "optimizer": Setting({"name": "adamw"}, "how parameters are updated"),
     "path": Setting({"name": "linear"}, "probability path from noise to data"),
+    "output": Setting({"name": "velocity"}, "what the network predicts; all else sees the velocity that follows"),
     "times": Setting({"name": "logit_normal"}, "distribution of t in training"),
     "coupling": Setting({"name": "independent"}, "which noise goes with which data"),
     "weight": Setting({"name": "constant"}, "weight of the error at t"),
-    "target": Setting({"name": "plain"}, "what the velocity is trained to be: plain, or guided already"),
+    "target": Setting({"name": "plain"}, "what the velocity is trained to be: plain, contrastive, or guided already"),
     "ema": Setting({"name": "constant"}, "moving average of the parameters"),
+    "posthoc.every": Setting(
+        0, "steps between snapshots of averages, from which sample --ema makes one of any width; 0: none", COUNT_OR_NONE
+    ),
+    "posthoc.widths": Setting(
+        (0.05, 0.1), "relative widths of these averages; each needs memory like the parameters", WIDTH
+    ),
+    "posthoc.keep": Setting(64, "snapshots that are kept, evenly spread over the run", COUNT),
     "network": Setting({"name": "unet"}, "the velocity network, or package.module:Class of your own"),
     "layout": Setting({"name": "data_parallel"}, "how the state lies over devices"),
+    "autoencoder.kl": Setting(
+        1e-4, "of the task autoencoder: weight of the latents' divergence from N(0, 1)", NOT_NEGATIVE
+    ),
+    "autoencoder.l1": Setting(
+        0.0, "of the task autoencoder: weight of the absolute error, beside the square", NOT_NEGATIVE
+    ),
     "data.name": Setting("avatars", "name of the data set, one of TFDS"),
     "data.path": Setting("", "a file or folder of data, instead of a name"),
     "data.example": Setting((), "of a path: the columns that are the examples; (): found by their kind"),
@@ -116,6 +137,10 @@ CHOICE_RANGES: dict[str, Range] = {
     "optimizer.sgd.momentum": BELOW_1,
     "path.vp.beta_min": POSITIVE,
     "path.vp.beta_max": POSITIVE,
+    "output.x1.floor": SHARE,
+    "output.epsilon.beta_start": BETWEEN,
+    "output.epsilon.beta_end": BETWEEN,
+    "output.epsilon.time_unit": POSITIVE,
     "coupling.assigned.condition_weight": NOT_NEGATIVE,
     "coupling.sinkhorn.condition_weight": NOT_NEGATIVE,
     "coupling.sinkhorn.epsilon": POSITIVE,

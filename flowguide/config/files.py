@@ -11,18 +11,21 @@ from ml_collections import ConfigDict
 
 from flowguide import kinds, storage
 from flowguide.config.checks import check_types
-from flowguide.config.choices import complete, is_foreign
+from flowguide.config.choices import complete
 from flowguide.config.defaults import CHOICES, Config, default
 from flowguide.errors import UserError
+from flowguide.foreign import is_foreign
 
 # What may change when a run is resumed without making it another run.
 FREE = (
+    "init",
     "steps",
     "use",
     "nonfinite_limit",
     "log_every",
     "checkpoint_every",
     "keep",
+    "posthoc.keep",
     "eval_every",
     "evaluators",
     "preview",
@@ -34,7 +37,7 @@ FREE += ("layout",)
 
 # What --force lets change as well: another run from there on, but one that fits the state and the data.
 FORCEABLE = ("lr", "warmup", "decay", "optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "accumulate", "times")
-FORCEABLE += ("stratified", "weight", "coupling", "drop_rate", "drop_field_rate", "flip", "ema")
+FORCEABLE += ("stratified", "weight", "coupling", "drop_rate", "drop_field_rate", "flip", "jitter", "ema")
 
 
 def config_text(config: Config) -> str:

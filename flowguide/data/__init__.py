@@ -9,6 +9,8 @@ for batch in batches(dataset, batch_size=128, seed=0):
 
 from flowguide.data.builders import OURS
 from flowguide.data.dataset import Dataset, describe_dataset, open_dataset
+from flowguide.data.embedding import embed
+from flowguide.data.encoding import encode
 from flowguide.data.files import is_path, open_path, tables_of
 from flowguide.data.importing import import_path
 from flowguide.data.preparing import prepare
@@ -23,6 +25,8 @@ __all__ = [
     "check_fingerprint",
     "describe_dataset",
     "describe_table",
+    "embed",
+    "encode",
     "fingerprint",
     "import_path",
     "is_path",

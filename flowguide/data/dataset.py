@@ -13,11 +13,23 @@ import tensorflow_datasets as tfds
 from flowguide.data.imported import Imported, imported, resized
 from flowguide.data.preparing import find_builder, prepared_builder, reading
 from flowguide.data.readers import READERS, find_examples
-from flowguide.errors import DataError
+from flowguide.errors import DataError, hint, listed
 from flowguide.kinds import fits
-from flowguide.schema import Batch, Column, DataInfo, Field, Fields, Tokens, example_spec, field_of_column, stored
+from flowguide.schema import (
+    Batch,
+    Column,
+    DataInfo,
+    Field,
+    Fields,
+    Tokens,
+    blank,
+    example_spec,
+    field_of_column,
+    spec,
+    stored,
+)
 
-MEMORY_LIMIT = 2**29  # bytes of decoded examples; the train split of CIFAR-10 takes 154 MB
+MEMORY_LIMIT = 2**29  # bytes of decoded examples and their fields; the train split of CIFAR-10 takes 154 MB
 
 
 class Dataset(NamedTuple):
@@ -31,6 +43,7 @@ class Dataset(NamedTuple):
       in_memory: whether the decoded examples are kept in memory.
       read: indices, int ``(B,)`` below ``size`` -> the Batch of these examples.
       unused: features that could be fields, and are not.
+      folder: of a prepared set; None for arrays and files.
     """
 
     info: DataInfo
@@ -40,6 +53,7 @@ class Dataset(NamedTuple):
     in_memory: bool
     read: Callable[[np.ndarray], Batch]
     unused: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def open_dataset(
@@ -91,19 +105,59 @@ def open_dataset(
 
     version = str(builder.version) if about is None else about.version
     unused = tuple(k for k in features if k not in (key, *info.fields) and _can_be_field(builder, k, about))
-    return held(info, split, version, size, read, memory_limit)._replace(unused=unused)
+    return held(info, split, version, size, read, memory_limit)._replace(unused=unused, folder=Path(builder.data_path))
 
 
 def held(
     info: DataInfo, split: str, version: str, size: int, read: Callable[[np.ndarray], Batch], memory_limit: int
 ) -> Dataset:
-    """Returns a data set that keeps its examples in memory if they take at most ``memory_limit`` bytes."""
-    spec = example_spec(info.examples, size)
-    if spec.size * spec.dtype.itemsize > memory_limit:
+    """Returns a data set that keeps its examples and fields in memory if they take at most ``memory_limit`` bytes."""
+    if size * example_bytes(info) > memory_limit:
         return Dataset(info, split, version, size, False, read)
     chunks = [read(chunk) for chunk in np.array_split(np.arange(size), -(-size // 1024))]
     whole = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
     return Dataset(info, split, version, size, True, lambda i: jax.tree.map(lambda a: a[i], whole))
+
+
+def example_bytes(info: DataInfo) -> int:
+    """Returns the bytes of one decoded example and its fields."""
+    specs = [example_spec(info.examples, 1), *(spec(field, 1) for field in stored(info.fields).values())]
+    return sum(each.size * each.dtype.itemsize for each in specs)
+
+
+def open_texts(
+    name: str, split: str, feature: str, data_dir: str | Path | None = None
+) -> Callable[[np.ndarray], list[str]]:
+    """Returns a function from indices, int ``(B,)``, to the texts that a feature of a prepared set has there.
+
+    Captions of an imported set are words of a vocabulary, and come back without capitals and commas.
+
+    Raises:
+      DataError: if the set, the split or the feature does not exist, or the feature is neither texts nor classes.
+    """
+    builder = prepared_builder(name, data_dir)
+    features = builder.info.features
+    if feature not in features:
+        raise DataError(
+            f"got field {feature!r}{hint(feature, features)}, expected features of {name}: {listed(features)}"
+        )
+    about = imported(builder)
+    field = None if isinstance(features[feature], tfds.features.Text) else _field(builder, feature, None, about)
+    if field is not None and field.text(blank(field)) is None:
+        raise DataError(f"got field {feature!r} of {name}, a {field.kind}, expected texts")
+    source, used = _source(builder, name, split), tfds.features.FeaturesDict({feature: features[feature]})
+
+    def read(indices: np.ndarray) -> list[str]:
+        with reading(builder):
+            records = source.__getitems__([int(i) for i in indices])
+            rows: list[Any] = [used.deserialize_example_np(record) for record in records]
+        found = [row[feature] for row in rows]
+        if field is None:
+            return [value.decode() if isinstance(value, bytes) else str(value) for value in found]
+        values = field.column(feature, found) if about is None else np.asarray(found, field.dtype)
+        return [str(field.text(value)) for value in values]
+
+    return read
 
 
 def describe_dataset(

@@ -135,16 +135,33 @@ def open_path(
     Raises:
       DataError: if it cannot be read or used this way.
     """
-    found = tables_of(path, image_size)
-    train = found.get("train", found.get(""))
-    assert train is not None
+    return open_tables(tables_of(path, image_size), example, fields, known=known, memory_limit=memory_limit)
+
+
+def open_tables(
+    found: Mapping[str, Table],
+    example: Sequence[str] = (),
+    fields: Sequence[str] | None = None,
+    *,
+    known: DataInfo | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> tuple[Dataset, Dataset]:
+    """Opens the training and the test split of tables from ``tables_of``; arguments and errors as for ``open_path``."""
+    tables = by_split(found)
+    train = tables["train"]
     if fields is not None and tuple(fields) == ("none",) and "none" not in train.columns:
         fields = ()
     info = known or describe_table(train, example, fields)
     chosen = tuple(example) or likely_examples(train, tuple(info.fields) if known else fields)
-    tables = {"train": train, "test": found.get("test", train)}
     first, second = (open_table(t, s, info, chosen, memory_limit=memory_limit) for s, t in tables.items())
     return first, second
+
+
+def by_split(found: Mapping[str, Table]) -> dict[str, Table]:
+    """Returns the table of each split; both have the same one if some of its rows are held out."""
+    train = found.get("train", found.get(""))
+    assert train is not None
+    return {"train": train, "test": found.get("test", train)}
 
 
 def _local(path: str | Path) -> Path:

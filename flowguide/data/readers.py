@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from flowguide.data import pixels
 from flowguide.errors import DataError
-from flowguide.schema import Examples, Images, Records, Vectors
+from flowguide.schema import Examples, Images, Latents, Records, Vectors
 
 
 class Reader(NamedTuple):
@@ -75,11 +75,19 @@ def _read_vectors(
     return np.asarray(values, np.float32)
 
 
+def _read_as_stored(
+    values: Sequence[Any], places: Sequence[str], examples: Examples, image_size: int | None
+) -> np.ndarray:
+    return np.asarray(values, examples.dtype)
+
+
 # By kind of example; the first reader that finds its examples wins.
 READERS: dict[str, Reader] = {
     Images.kind: Reader(_find_images, _read_images, still_encoded=True),
     Vectors.kind: Reader(_find_vectors, _read_vectors, still_encoded=False),
-    Records.kind: Reader(lambda *_: None, _read_vectors, still_encoded=False),  # only imported sets have them
+    # Only imported and encoded sets have these.
+    Records.kind: Reader(lambda *_: None, _read_vectors, still_encoded=False),
+    Latents.kind: Reader(lambda *_: None, _read_as_stored, still_encoded=False),
 }
 
 

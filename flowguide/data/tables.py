@@ -172,7 +172,7 @@ def open_table(
     Raises:
       DataError: for another split, a table with too few rows, and values that the info does not allow.
     """
-    rows = _rows_of(table, split)
+    rows = rows_of(table, split)
     fields = stored(info.fields)
     chosen = info.examples.names if isinstance(info.examples, Records) else tuple(example)
     chosen = chosen or likely_examples(table, tuple(fields))
@@ -257,7 +257,7 @@ def _field_of_texts(table: Table, name: str) -> Field:
         names = sorted({one for text in classes for one in names_in(text)})
         if len(names) <= MOST_CLASSES:
             return Labels(tuple(names))
-    _check_no_blank(table, name, np.array(words))
+    check_no_blank(table, name, np.array(words))
     spaced = sum(" " in text for text in classes) > len(classes) / 2
     if len(classes) > MOST_CLASSES or (spaced and len(classes) > MOST_CAPTIONS_AS_CLASSES):
         return vocabulary(words)
@@ -265,7 +265,8 @@ def _field_of_texts(table: Table, name: str) -> Field:
     return Label(classes)
 
 
-def _check_no_blank(table: Table, name: str, column: np.ndarray) -> None:
+def check_no_blank(table: Table, name: str, column: np.ndarray) -> None:
+    """Raises DataError if a text of a column is empty: a value that is missing."""
     if column.dtype.kind == "U" and (column == "").any():
         place = table.place(int(np.argmax(column == "")))
         raise DataError(f"got no value of {name!r} in {place}: fill it in, or drop the row")
@@ -408,7 +409,7 @@ def _records(table: Table, chosen: Sequence[str]) -> Records:
                     f"got {len(distinct):,} different texts in {name!r} as a part of the examples, expected classes, "
                     f"at most {MOST_CLASSES:,}: leave the column out, or make it a field"
                 )
-            _check_no_blank(table, name, column)
+            check_no_blank(table, name, column)
             _check_repeats(table, name, len(distinct))
             names, (mean, scale) = tuple(map(str, distinct.tolist())), moments_of_classes(counts)
         else:
@@ -469,7 +470,8 @@ def likely_examples(table: Table, fields: Sequence[str] | None) -> tuple[str, ..
     return tuple(numbers)
 
 
-def _rows_of(table: Table, split: str) -> np.ndarray:
+def rows_of(table: Table, split: str) -> np.ndarray:
+    """Returns the rows of a table that are in a split; raises DataError as ``open_table``."""
     if table.split or split not in ("train", "test"):
         if split == table.split:
             return np.arange(table.size)

@@ -12,10 +12,11 @@ found.rows[0]["metrics"]["frechet_distance"]
 from flowguide.evaluation.figure import save_figure
 from flowguide.evaluation.readers import FeatureNetwork, inception
 from flowguide.evaluation.run import CHUNKS, Evaluation, check, evaluate, save
-from flowguide.evaluation.sweep import Setting, settings
+from flowguide.evaluation.sweep import OTHER, Setting, settings
 
 __all__ = [
     "CHUNKS",
+    "OTHER",
     "Evaluation",
     "FeatureNetwork",
     "Setting",

@@ -23,7 +23,7 @@ NAMES = {
 def varying(rows: list[dict[str, Any]]) -> list[str]:
     """Returns which settings, besides γ, differ between rows."""
     of_setting = list(rows[0])[: list(rows[0]).index("parameters")]
-    texts = {name: {str(row[name]) for row in rows} for name in of_setting if name not in ("gamma", "last_step")}
+    texts = {name: {str(row[name]) for row in rows} for name in of_setting if name not in ("gamma", "last_step_size")}
     found = [name for name, values in texts.items() if len(values) > 1]
     return [name for name in found if name != "train_step" or "weights" not in found]
 
@@ -37,6 +37,10 @@ def label(row: dict[str, Any], names: list[str]) -> str:
             return str(value)
         if name == "settings":
             return ":".join(f"{setting}={number:g}" for setting, number in value)
+        if name == "negatives":
+            return f"away from {' and '.join(value)}" if value else ""
+        if name == "gamma_negative":
+            return "" if value is None else f"γₙ = {value:g}"
         if name == "interval":
             return "everywhere" if value is None else "{:g} < t < {:g}".format(*value)
         return f"{name} {value}"

@@ -16,13 +16,23 @@ from tqdm import tqdm
 import flowguide
 from flowguide import processes, sampling, storage
 from flowguide.build import Splits
+from flowguide.condition import Condition
 from flowguide.errors import UserError, one_line
 from flowguide.evaluation import judging, kept
 from flowguide.evaluation.readers import FeatureNetwork, Features, Reader, from_arrays, joined, named, reader, to_arrays
+from flowguide.evaluation.shown import shown
 from flowguide.evaluation.statistics import LEAST, NEIGHBOURS, Metrics, Real, held_out, measure, real_statistics
-from flowguide.evaluation.sweep import Setting, check_setting, conditions, describe, parameters_hash
+from flowguide.evaluation.sweep import (
+    Setting,
+    check_setting,
+    conditions,
+    describe,
+    negative_conditions,
+    parameters_hash,
+)
 from flowguide.hashes import json_hash
 from flowguide.kinds import as_json
+from flowguide.sampling.config import DEFAULT
 from flowguide.schema import Images
 from flowguide.workdir import prepare_folder
 
@@ -100,10 +110,11 @@ def evaluate(
     """
     folder, network = storage.path(folder), named(features)
     check(settings, data, num=num, num_real=num_real, batch_size=batch_size, seeds=seeds, network=network)
+    seen_as = shown(data, settings[0].model)
     main, say = processes.is_main_process(), _say if processes.is_main_process() else lambda text: None
     if main:
         prepare_folder(folder)
-    read = _reader(data, folder, network, say)
+    read = _reader(seen_as, folder, network, say)
     models = {id(model): model for s in settings for model in (s.model, s.weak) if model is not None}
     hashes = {key: parameters_hash(model) for key, model in models.items()}
     chunks = _chunks(settings, seeds, num, data, folder, read, hashes)
@@ -122,12 +133,12 @@ def evaluate(
                 processes.wait("a setting is measured")
             return None
         bar.set_description("real examples")
-        real = real_statistics(data.train, num_real, read, folder, say, bar.update)
-        seen = held_out(data.test, read, folder, say, bar.update)
+        real = real_statistics(seen_as.train, num_real, read, folder, say, bar.update)
+        seen = held_out(seen_as.test, read, folder, say, bar.update)
     vectors = read.name == "vectors"
     rows = []
     for i, setting in enumerate(tqdm(settings, "measuring", disable=not progress, unit="setting", dynamic_ncols=True)):
-        found = _row([chunk for chunk in chunks if chunk.row == i], real, vectors)
+        found = _row([chunk for chunk in chunks if chunk.row == i], data, real, vectors)
         rows.append({**describe(setting), "parameters": hashes[id(setting.model)], **found})
         processes.wait("a setting is measured")
     beside = {"num_samples": held_count, "metrics": _plain(measure(real, seen, vectors))}
@@ -137,7 +148,7 @@ def evaluate(
         "feature_network": network.origin if network else None,
         "resize": network.origin.get("resize") if network and isinstance(network.origin, dict) else None,
         "num_real": real_count,
-        "num_real_neighbours": len(real.features),
+        "num_real_neighbours": len(real.near.features),
         "num_samples": num,
         "seeds": list(seeds),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -186,8 +197,11 @@ def check(
                 f"{info.shape}: give the data of its run; those of fit(arrays) are in no file, so call "
                 "flowguide.evaluation.evaluate with them"
             )
+    data = shown(data, settings[0].model)
+    info = data.train.info
     for setting in settings:
         check_setting(setting, conditions(data.test, 0, 0, 1))
+        negative_conditions(setting, data.test, seeds[0], 0, 1)
     if network is not None:
         try:
             reader(info.examples, None, None, network).read(data.train.read(np.arange(2)).x, {})
@@ -229,7 +243,7 @@ def _chunks(
 ) -> list[Chunk]:
     found = []
     for row, setting in enumerate(settings):
-        config = setting.config._asdict()
+        config = {name: v for name, v in setting.config._asdict().items() if v != getattr(DEFAULT, name)}
         origin = {
             "train_step": setting.model.step,
             "parameters": hashes[id(setting.model)],
@@ -239,7 +253,10 @@ def _chunks(
             "held-out data": judging.identity(data.test),
             **read.origin,
         }
-        number = json_hash([config, setting.gamma, setting.weights, read.name])
+        if setting.negatives:
+            origin |= {"negatives": list(setting.negatives), "gamma_negative": setting.gamma_negative}
+        away = [list(setting.negatives), setting.gamma_negative] if setting.negatives else []
+        number = json_hash([config, setting.gamma, setting.weights, read.name, *away])
         name = f"{setting.config.guidance}-gamma-{setting.gamma:g}-{number:08x}"
         for seed in seeds:
             for first in range(0, num, CHUNK):
@@ -270,6 +287,8 @@ def _draw(chunk: Chunk, data: Splits, read: Reader, batch_size: int) -> None:
         c,
         num=chunk.count,
         gamma=s.gamma,
+        negative=_negatives(chunk, data),
+        gamma_negative=s.gamma_negative,
         weak=s.weak,
         config=s.config,
         seed=chunk.seed,
@@ -282,18 +301,24 @@ def _draw(chunk: Chunk, data: Splits, read: Reader, batch_size: int) -> None:
     kept.write(chunk.file, chunk.origin, {**to_arrays(read.read(drawn.x, c.value)), **cost})
 
 
-def _row(chunks: Sequence[Chunk], real: Real, vectors: bool) -> dict[str, Any]:
+def _negatives(chunk: Chunk, data: Splits) -> tuple[Condition, ...]:
+    return negative_conditions(chunk.setting, data.test, chunk.seed, chunk.first, chunk.count)
+
+
+def _row(chunks: Sequence[Chunk], data: Splits, real: Real, vectors: bool) -> dict[str, Any]:
     """Returns the cost and the metrics of a setting, from its chunks."""
     each, evaluations, rates = [], [], []
     for seed in dict.fromkeys(chunk.seed for chunk in chunks):
-        parts = []
+        parts, avoided = [], []
         for chunk in chunks:
             if chunk.seed == seed:
                 arrays = _kept(chunk)
                 parts.append(from_arrays(arrays, chunk.count))
+                avoided.append(_negatives(chunk, data))
                 evaluations.append(arrays["evaluations"][: chunk.count])
                 rates.append(float(arrays["seconds"]) / len(arrays["evaluations"]))
-        each.append(measure(real, joined(parts), vectors))
+        negatives = jax.tree.map(lambda *leaves: np.concatenate(leaves), *avoided)
+        each.append(measure(real, joined(parts), vectors, negatives))
     cost = np.concatenate(evaluations)
     mean, spread = _mean_and_spread(each)
     return {

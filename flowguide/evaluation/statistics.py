@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowguide.condition import Condition
 from flowguide.data import Dataset
 from flowguide.evaluation import kept
 from flowguide.evaluation.judging import identity
 from flowguide.evaluation.readers import Reader, Seen, from_arrays, joined, to_arrays
 from flowguide.metrics import (
     Moments,
+    Neighbourhoods,
     adherence,
     authenticity,
     density_coverage,
@@ -23,11 +25,13 @@ from flowguide.metrics import (
     kid,
     merge,
     moments,
+    neighbourhoods,
     precision_recall,
     sliced_wasserstein,
     standard_error,
     standard_errors,
 )
+from flowguide.metrics.adherence import shows
 
 NEIGHBOURS = 10_000  # real examples whose features are kept; the metrics that look for neighbours use these
 KID_SUBSET, SCORED_TOGETHER = 1000, 1000  # samples of a subset of KID; and of a part of the Inception score, at least
@@ -40,18 +44,19 @@ class Real(NamedTuple):
 
     Attributes:
       moments: of the features of all of them.
-      features: of the first ``NEIGHBOURS``, ``(n, F)``.
+      near: the first ``NEIGHBOURS`` of them, features ``(n, F)``, with their neighbours.
     """
 
     moments: Moments
-    features: np.ndarray
+    near: Neighbourhoods
 
 
 class Metrics(NamedTuple):
     """Metrics of one set of samples. Those that do not apply are NaN, or empty.
 
     ``frechet_distance``, ``kid``, ``inception_score`` (its mean over judged fields), ``precision``, ``recall``,
-    ``density``, ``coverage``, ``authenticity``, ``sliced_wasserstein`` and ``joint_adherence`` are numbers;
+    ``density``, ``coverage``, ``authenticity``, ``sliced_wasserstein``, ``joint_adherence`` and ``negative_share`` (of
+    samples that show a negative condition, in all the fields that it names) are numbers;
     ``inception_scores``, ``adherence`` and ``adherence_error`` are numbers by field. Errors are standard errors.
     """
 
@@ -66,6 +71,7 @@ class Metrics(NamedTuple):
     sliced_wasserstein: float
     joint_adherence: float
     joint_adherence_error: float
+    negative_share: float
     inception_scores: dict[str, float]
     adherence: dict[str, float]
     adherence_error: dict[str, float]
@@ -102,7 +108,7 @@ def real_statistics(
         kept.write(file, origin, arrays)
     else:
         bar(count)
-    return Real(Moments(count, arrays["mean"], arrays["scatter"]), arrays["features"])
+    return Real(Moments(count, arrays["mean"], arrays["scatter"]), neighbourhoods(arrays["features"]))
 
 
 def held_out(
@@ -123,16 +129,17 @@ def held_out(
     return from_arrays(arrays)
 
 
-def measure(real: Real, seen: Seen, vectors: bool = False) -> Metrics:
+def measure(real: Real, seen: Seen, vectors: bool = False, negatives: Sequence[Condition] = ()) -> Metrics:
     """Returns the metrics of samples.
 
     Args:
       real: statistics of real examples.
       seen: what was seen in the samples.
       vectors: whether the features are vectors, of which the sliced Wasserstein distance makes sense.
+      negatives: conditions that the samples moved away from, one for each sample in each.
     """
-    x, y = real.features, seen.features
-    near, dense = precision_recall(x, y), density_coverage(x, y)
+    x, y = real.near.features, seen.features
+    near, dense = precision_recall(real.near, y), density_coverage(real.near, y)
     splits = min(10, max(1, len(y) // SCORED_TOGETHER))
     scores = {name: inception_score(p, splits=splits).mean for name, p in seen.probabilities.items()}
     judged = seen.predictions, seen.labels
@@ -143,14 +150,23 @@ def measure(real: Real, seen: Seen, vectors: bool = False) -> Metrics:
         float(np.mean(list(scores.values()))) if scores else np.nan,
         *near,
         *dense,
-        authenticity(x, y),
+        authenticity(real.near, y),
         sliced_wasserstein(x, y) if vectors else np.nan,
         joint,
         standard_error(joint, len(y)),
+        _negative_share(seen, negatives),
         scores,
         adherence(*judged),
         standard_errors(*judged),
     )
+
+
+def _negative_share(seen: Seen, negatives: Sequence[Condition]) -> float:
+    """Returns the share of samples that show any of the negative conditions, as far as the judge reads its fields."""
+    judged = [Condition(*({name: part[name] for name in seen.predictions} for part in c)) for c in negatives]
+    shown = [shows(seen.predictions, c)[1] for c in judged]
+    read = [everything for everything in shown if everything.size]  # the judge reads none of the other's fields
+    return float(np.any(read, axis=0).mean()) if read else np.nan
 
 
 def _seen(data: Dataset, rows: np.ndarray, reader: Reader, bar: Callable[[int], Any]) -> Iterator[Seen]:

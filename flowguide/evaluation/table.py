@@ -18,6 +18,7 @@ COLUMNS = {
     "density": ("density", "{:.3f}"),
     "coverage": ("coverage", "{:.3f}"),
     "joint_adherence": ("adherence", "{:.3f}"),
+    "negative_share": ("negative", "{:.3f}"),
     "authenticity": ("authentic", "{:.3f}"),
 }
 
@@ -46,9 +47,9 @@ def caption(found: Evaluation) -> str:
         f"features: {about['features']}{resize}",
     ]
     solver = f"solver: {row['solver']}"
-    if row["last_step"] is not None:
+    if row["last_step_size"] is not None:
         grid = row["grid"] if isinstance(row["grid"], str) else "own"
-        solver += f", {row['steps']} steps, grid {grid}, last step {row['last_step']:g}"
+        solver += f", {row['steps']} steps, grid {grid}, last step {row['last_step_size']:g}"
     if not {"solver", "steps", "grid"} & set(names):
         common.append(solver)
     if "weights" not in names:
@@ -61,8 +62,10 @@ def caption(found: Evaluation) -> str:
 
 def _metrics(found: Evaluation) -> Table:
     held, names = found.held_out["metrics"], varying(found.rows)
-    shown = {name: column for name, column in COLUMNS.items() if name in held}
-    rows = [[_held_out(found), "", *(form.format(held[name]) for name, (_, form) in shown.items()), "", ""]]
+    there = {name for row in found.rows for name in row["metrics"]}
+    shown = {name: column for name, column in COLUMNS.items() if name in there}
+    real = [form.format(held[name]) if name in held else "" for name, (_, form) in shown.items()]
+    rows = [[_held_out(found), "", *real, "", ""]]
     for row in found.rows:
         cells = [_with_error(row, name, form) for name, (_, form) in shown.items()]
         cost = f"{row['evaluations']:.4g}", f"{row['seconds']:.1f}"
@@ -85,5 +88,7 @@ def _held_out(found: Evaluation) -> str:
 
 
 def _with_error(row: dict[str, Any], name: str, form: str) -> str:
+    if name not in row["metrics"]:
+        return ""
     found = error(row, name)
     return form.format(row["metrics"][name]) + ("" if found is None else f"±{form.format(found)}")

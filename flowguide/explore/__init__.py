@@ -14,7 +14,7 @@ from flask import Flask, Response, render_template, request
 from flowguide import pictures, sampling
 from flowguide.errors import UserError, one_line
 from flowguide.guidance import methods
-from flowguide.model import GammaConditioned, Model, Plain
+from flowguide.model import GammaConditioned, Model, NoNull, Plain
 from flowguide.sampling import SamplerConfig
 from flowguide.schema.fields import Field, Label
 
@@ -105,18 +105,24 @@ def controls(model: Model) -> dict[str, Any]:
     """Returns what the page shows of a model: its name, and the choices of each control."""
     fields = model.info.fields
     low, high = model.guidance if isinstance(model.guidance, GammaConditioned) else (0.0, LARGEST)
-    plain = isinstance(model.guidance, Plain) and bool(fields)
+    plain, rules = isinstance(model.guidance, Plain) and bool(fields), _rules(model)
     return {
         "name": model.info.name,
         "about": repr(model).strip("<>"),
         "fields": [_control(name, field) for name, field in fields.items()],
         "gamma": {"low": low, "high": high, "start": min(max(2.0, low), high)},
-        "guidable": plain or isinstance(model.guidance, GammaConditioned),
+        "guidable": bool(rules) or isinstance(model.guidance, GammaConditioned),
         "negatives": plain,
-        "rules": [name for name in methods.METHODS if name not in NOT_HERE] if plain else [],
+        "rules": rules,
         "steps": STEPS,
         "most": MOST,
     }
+
+
+def _rules(model: Model) -> list[str]:
+    """Returns the guidance methods of a model: all here that it has the references for."""
+    known = {Plain: methods.METHODS, NoNull: methods.WITHOUT_NULL}.get(type(model.guidance), ())
+    return [name for name in known if name not in NOT_HERE] if model.info.fields else []
 
 
 def _control(name: str, field: Field) -> dict[str, Any]:

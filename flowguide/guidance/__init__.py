@@ -20,6 +20,7 @@ from flowguide.guidance.guide import (
     guide,
     needed,
     network_evaluations,
+    on_channels,
     terms_where,
 )
 from flowguide.guidance.inverse import Measurement, with_measurement
@@ -31,6 +32,7 @@ from flowguide.guidance.rules import (
     cfg,
     cfg_negative,
     composed,
+    first_channels,
     perturbed,
     remember,
     renormalise,
@@ -39,7 +41,7 @@ from flowguide.guidance.rules import (
     zero_init,
 )
 from flowguide.guidance.schedules import SCHEDULES, constant, interval, within
-from flowguide.guidance.sources import annealed, rectified, with_gradient
+from flowguide.guidance.sources import annealed, independent, rectified, retimed, with_gradient
 
 __all__ = [
     "SCHEDULES",
@@ -65,9 +67,11 @@ __all__ = [
     "evaluate",
     "evaluations_at",
     "feedback",
+    "first_channels",
     "frequencies",
     "gap",
     "guide",
+    "independent",
     "interval",
     "inverse",
     "laplacian",
@@ -75,6 +79,7 @@ __all__ = [
     "methods",
     "needed",
     "network_evaluations",
+    "on_channels",
     "perpendicular",
     "perturbed",
     "projected",
@@ -82,6 +87,7 @@ __all__ = [
     "remember",
     "renormalise",
     "rescale",
+    "retimed",
     "schedules",
     "tangential",
     "terms_where",

@@ -37,10 +37,18 @@ class Terms(IntEnum):
 
 
 class Reference(NamedTuple):
-    """A reference velocity: a network (often the guided one itself) under some condition."""
+    """A reference velocity: a network (often the guided one itself) under some condition.
+
+    Attributes:
+      velocity: of the network.
+      condition: batch B.
+      told: (t ``(B,)``, condition) -> the time and the condition that the network gets in their place; None for these
+        themselves.
+    """
 
     velocity: CondVelocity
     condition: Condition
+    told: Callable[[Array, Condition], tuple[Array, Condition]] | None = None
 
 
 class Guidance(NamedTuple):
@@ -168,6 +176,15 @@ def rescaled(guidance: Guidance, phi: Array | float) -> Guidance:
     The rescaled rule uses the standard deviation of the conditional velocity, so it needs that velocity at any weight.
     """
     rule = rules.rescale(guidance.rule, phi=phi)
+    return guidance._replace(rule=rule, terms=lambda t: jnp.minimum(guidance.terms(t), Terms.ALL))
+
+
+def on_channels(guidance: Guidance, count: int) -> Guidance:
+    """Returns the guidance of the first ``count`` channels (``rules.first_channels``).
+
+    The others are those of the conditional velocity, so it is needed at any weight.
+    """
+    rule = rules.first_channels(guidance.rule, count=count)
     return guidance._replace(rule=rule, terms=lambda t: jnp.minimum(guidance.terms(t), Terms.ALL))
 
 
@@ -303,15 +320,16 @@ def evaluate(references: Sequence[Reference], t: Array, x: Array, passes: Passes
 
     "together" calls each network once, with one copy of x per condition; "apart" once per condition.
     """
+    times = jnp.broadcast_to(t, x.shape[:1])
+    told = [(times, r.condition) if r.told is None else r.told(times, r.condition) for r in references]
     if passes == "apart":
-        return tuple(condition.bind(*r)(t, x) for r in references)
+        return tuple(r.velocity(own_t, x, own_c) for r, (own_t, own_c) in zip(references, told, strict=True))
     found: list[Array | None] = [None] * len(references)
     for first in references:
         own = [i for i, r in enumerate(references) if r.velocity is first.velocity and found[i] is None]
         if not own:
             continue
-        cs = condition.concatenate(*(references[i].condition for i in own))
-        ts = jnp.tile(jnp.broadcast_to(t, x.shape[:1]), len(own))
+        ts, cs = jnp.concatenate([told[i][0] for i in own]), condition.concatenate(*(told[i][1] for i in own))
         split = jnp.split(first.velocity(ts, jnp.concatenate([x] * len(own)), cs), len(own))
         for i, u in zip(own, split, strict=True):
             found[i] = u

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from flowguide import condition
 from flowguide.condition import Condition
-from flowguide.guidance import magnitude, posterior, projection, rules, schedules
+from flowguide.guidance import magnitude, posterior, projection, rules, schedules, sources
 from flowguide.guidance.guide import (
     Guidance,
     Reference,
@@ -20,12 +20,13 @@ from flowguide.guidance.guide import (
     always,
     classifier_free,
     compose,
+    on_channels,
     rescaled,
     terms_where,
 )
 from flowguide.guidance.rules import StatefulRule
 from flowguide.paths import Path
-from flowguide.typing import Array, CondVelocity, Rule, Schedule
+from flowguide.typing import Array, CondVelocity, PRNGKey, PyTree, Rule, Schedule
 
 
 class GuidanceInputs(NamedTuple):
@@ -42,6 +43,8 @@ class GuidanceInputs(NamedTuple):
       ts: the grid of the solve; None if the solver is adaptive.
       weak: a weaker or perturbed network for the same conditions; None if there is none.
       interval: the times between which the method is applied; None for all.
+      keys: typed keys ``(B,)`` of the methods in ``RANDOM``; None for a guidance that is checked and not used.
+      draw: key () -> values of all fields, without a batch axis, for ``icg``.
     """
 
     velocity: CondVelocity
@@ -54,10 +57,14 @@ class GuidanceInputs(NamedTuple):
     ts: Array | None = None
     weak: CondVelocity | None = None
     interval: tuple[float, float] | None = None
+    keys: PRNGKey | None = None
+    draw: Callable[[PRNGKey], PyTree] | None = None
 
 
-def build(name: str, inputs: GuidanceInputs, rescale: float = 0.0, **settings: Any) -> Guidance:
-    """Returns the guidance of a method, rescaled by ``rescale`` (``rules.rescale``).
+def build(
+    name: str, inputs: GuidanceInputs, rescale: float = 0.0, channels: int | None = None, **settings: Any
+) -> Guidance:
+    """Returns the guidance of a method, rescaled by ``rescale`` (``rules.rescale``), of the first ``channels``.
 
     Raises:
       ValueError: for an unknown name or setting, or inputs that the method cannot combine; lists what is possible.
@@ -71,7 +78,8 @@ def build(name: str, inputs: GuidanceInputs, rescale: float = 0.0, **settings: A
     if inputs.composed and name != "cfg":
         raise ValueError(f"conditions can only be composed by guidance 'cfg'; got {name!r}")
     guidance = METHODS[name](inputs, **settings)._replace(interval=inputs.interval)
-    return rescaled(guidance, rescale) if rescale else guidance
+    guidance = rescaled(guidance, rescale) if rescale else guidance
+    return guidance if channels is None else on_channels(guidance, channels)
 
 
 def cfg(inputs: GuidanceInputs) -> Guidance:
@@ -189,8 +197,19 @@ def dng(
 
 def autoguidance(inputs: GuidanceInputs) -> Guidance:
     """guides away from a weaker network under the same condition (--weak)"""
-    g, reference = inputs.gamma, Reference(_weak(inputs, "autoguidance"), inputs.c)
-    return Guidance((reference,), rules.cfg(g), terms_where([(g, 1.0)], references=[(g, 0.0)]))
+    return _away_from(Reference(_weak(inputs, "autoguidance"), inputs.c), inputs, "autoguidance")
+
+
+def icg(inputs: GuidanceInputs) -> Guidance:
+    """independent condition: guides away from conditions at random; needs no ∅"""
+    return _away_from(sources.independent(inputs.velocity, inputs.c, *_random(inputs, "icg")), inputs, "icg")
+
+
+def tsg(inputs: GuidanceInputs, *, noise: float = 0.3, exponent: float = 1.0) -> Guidance:
+    """time-step: guides away from the velocity at a time with noise; needs no ∅, and no condition"""
+    keys, _ = _random(inputs, "tsg")
+    reference = sources.retimed(inputs.velocity, inputs.c, keys, noise=noise, exponent=exponent)
+    return _away_from(reference, inputs, "tsg")
 
 
 def perturbed(inputs: GuidanceInputs, *, strength: float = 2.8) -> Guidance:
@@ -217,9 +236,13 @@ METHODS: dict[str, Callable[..., Guidance]] = {
         contrastive,
         dng,
         autoguidance,
+        icg,
+        tsg,
         perturbed,
     )
 }
+RANDOM = ("icg", "tsg")  # they draw a new random reference at every t
+WITHOUT_NULL = ("autoguidance", *RANDOM)  # they use no u(t, x, ∅)
 
 
 def summary() -> str:
@@ -241,6 +264,25 @@ def _weak(inputs: GuidanceInputs, name: str) -> CondVelocity:
     if inputs.weak is None:
         raise ValueError(f"guidance {name!r} needs a weaker network; got none: give weak (--weak or --perturb)")
     return inputs.weak
+
+
+def _random(inputs: GuidanceInputs, name: str) -> tuple[PRNGKey, Callable[[PRNGKey], PyTree]]:
+    """Returns the keys of a method that draws, and what it draws values with.
+
+    Raises:
+      ValueError: for an adaptive solver: it would follow the draws with ever smaller steps.
+    """
+    if inputs.ts is None:
+        raise ValueError(f"guidance {name!r} draws random numbers at every t and needs a fixed grid: use --solver=heun")
+    return inputs.keys, inputs.draw  # pyright: ignore[reportReturnType]
+
+
+def _away_from(reference: Reference, inputs: GuidanceInputs, name: str) -> Guidance:
+    """Returns CFG that guides away from ``reference`` instead of u(t, x, ∅)."""
+    if inputs.negatives:
+        raise ValueError(f"guidance {name!r} has a reference of its own: leave the negative condition out, or use cfg")
+    g = inputs.gamma
+    return Guidance((reference,), rules.cfg(g), terms_where([(g, 1.0)], references=[(g, 0.0)]))
 
 
 def _one(inputs: GuidanceInputs, name: str, rule: Rule | StatefulRule) -> Guidance:

@@ -198,6 +198,32 @@ def zero_init(rule: AnyRule, *, until: Array | float = 0.04) -> AnyRule:
     return around(rule, after=lambda t, x, v, guided: over(jnp.asarray(t >= until, guided.dtype), guided) * guided)
 
 
+def first_channels(rule: AnyRule, *, count: int) -> AnyRule:
+    """Applies a rule to the first ``count`` channels of the last axis; the others keep v.
+
+    The rule sees those channels of x, v and the references alone, so its norms, projections and memory are theirs. The
+    rule of DiT and SiT, which guide 3 of 4 (Peebles & Xie 2023, released code).
+
+    Raises:
+      ValueError: in use, if x has less channels.
+    """
+    stateful = remember(rule)
+
+    def init(x: Array) -> PyTree:
+        return stateful.init(x[..., :count])
+
+    def apply(memory: PyTree, t: Array, x: Array, v: Array, refs: tuple[Array, ...]) -> tuple[Array, PyTree]:
+        if not 1 <= count <= x.shape[-1]:
+            raise ValueError(f"there are {x.shape[-1]} channels to guide, the last axis; got {count}")
+        first = tuple(ref[..., :count] for ref in refs)
+        guided, memory = stateful.apply(memory, t, x[..., :count], v[..., :count], first)
+        return jnp.concatenate([guided.astype(v.dtype), v[..., count:]], axis=-1), memory
+
+    if isinstance(rule, StatefulRule):
+        return StatefulRule(init, apply, rule.pause)
+    return lambda t, x, v, refs: apply((), t, x, v, refs)[0]  # pyright: ignore[reportReturnType]
+
+
 def norm(x: Array) -> Array:
     """Euclidean norm of each sample, ``(B, 1, ..)``; its gradient at 0 is 0."""
     square = inner(x, x)

@@ -1,7 +1,7 @@
-"""Guidance schedules γ(t): constant, interval, linear, cosine, power, Beta. Any function of t works as a schedule.
+"""Guidance schedules γ(t): constant, interval, linear, cosine, power, Beta, exponential.
 
-A schedule returns () or, if each sample has its own scale, ``(B,)``; t is () or ``(B,)``. t = 0 is noise and t = 1
-data, while papers on diffusion often use the opposite convention.
+Any function of t works as a schedule. It returns () or, if each sample has its own scale, ``(B,)``; t is () or
+``(B,)``. t = 0 is noise and t = 1 data, while papers on diffusion often use the opposite convention.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ def beta(gamma: Array | float, *, a: float = 2.0, b: float = 2.0) -> Schedule:
     return lambda t: gamma * jnp.power(t, a - 1) * jnp.power(1 - t, b - 1) / norm
 
 
+def exponential(gamma: Array | float, *, rate: float = math.log(2)) -> Schedule:
+    """γ·λe^{λt}/(e^λ − 1), λ = ``rate``: mean γ, and e^λ times as much at data as at noise (Gao et al. 2026, C²FG).
+
+    Eq. 14 of the paper (arXiv 2603.08155) is ω₀·e^{λ(1 − τ)} in its time τ = 1 − t: γ = ω₀(e^λ − 1)/λ. The default λ is
+    that for DiT, with ω₀ = 1, which is γ = 1.44.
+
+    Raises:
+      ValueError: if ``rate`` is 0 or not finite.
+    """
+    if rate == 0 or not math.isfinite(rate):
+        raise ValueError(f"expected a finite rate other than 0; got {rate}: for a constant γ use constant")
+    gamma, scale = jnp.asarray(gamma, jnp.float32), rate / math.expm1(rate)
+    return lambda t: gamma * scale * jnp.exp(rate * jnp.asarray(t))
+
+
 def plus_plus(strength: Array | float, path: Path, ts: Array) -> Schedule:
     """The scale at which a first-order step on this grid is a CFG++ step (Chung et al. 2024, arXiv 2406.08070).
 
@@ -89,6 +104,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
     "power": power,
     "beta": beta,
+    "exponential": exponential,
 }
 
 

@@ -1,7 +1,8 @@
-"""Guidance without a reference velocity at (t, x): classifier gradients, look-ahead, annealed conditions."""
+"""Guidance by something else than ∅ at (t, x): gradients, look-ahead, other conditions, other times."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 
 from flowguide import condition, paths
 from flowguide.condition import Condition
+from flowguide.guidance.guide import Reference
 from flowguide.guidance.schedules import constant
 from flowguide.paths import Path
 from flowguide.solvers.solver import over
-from flowguide.typing import Array, CondVelocity, PRNGKey, Schedule, Velocity
+from flowguide.typing import Array, CondVelocity, PRNGKey, PyTree, Schedule, Velocity
 
 
 def with_gradient(
@@ -107,8 +109,7 @@ def annealed(
 
     def guided(t: Array, x: Array, c: Condition) -> Array:
         g = jnp.clip((t - late) / (early - late), 0.0, 1.0)
-        bits = jax.lax.bitcast_convert_type(t.astype(jnp.float32), jnp.uint32)
-        own = jax.vmap(jax.random.fold_in)(jnp.tile(keys, len(t) // len(keys)), bits)
+        own = _at(jnp.tile(keys, len(t) // len(keys)), t)
 
         def anneal(value: Array) -> Array:
             if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -125,3 +126,65 @@ def annealed(
         return velocity(t, x, Condition(jax.tree.map(anneal, c.value), c.present))
 
     return guided
+
+
+def independent(velocity: CondVelocity, c: Condition, keys: PRNGKey, draw: Callable[[PRNGKey], PyTree]) -> Reference:
+    """Returns u(t, x, ĉ), ĉ drawn independently of x: for ICG, with ``cfg`` (Sadat et al. 2024, arXiv 2407.02687, §4).
+
+    It takes the place of u(t, x, ∅), which the network need not know. In the paper, where w is our γ, a ĉ is drawn at
+    every step; here that of a sample derives from its key and t, so it is the same whenever that t is evaluated again.
+    Fields that c leaves out stay ∅. On average over ĉ the reference is the mean of the u(t, x, ĉ), which is not
+    u(t, x, ∅): that weighs them by p(ĉ|x_t).
+
+    As a function of t this velocity is not continuous: take a solver with steps of its own.
+
+    Args:
+      velocity: u(t ``(B,)``, x, c).
+      c: the condition that is followed, batch B; ĉ has its fields, dtypes and ``present``.
+      keys: typed keys ``(B,)``.
+      draw: key () -> values of all fields, without a batch axis; uniform over classes in the paper.
+    """
+
+    def told(t: Array, c: Condition) -> tuple[Array, Condition]:
+        drawn = jax.vmap(draw)(_at(keys, t))
+        return t, Condition(jax.tree.map(lambda value, other: other.astype(value.dtype), c.value, drawn), c.present)
+
+    return Reference(velocity, c, told)
+
+
+def retimed(
+    velocity: CondVelocity, c: Condition, keys: PRNGKey, *, noise: float = 0.3, exponent: float = 1.0
+) -> Reference:
+    """Returns u(t̃, x, c) at a perturbed time t̃: for TSG, with ``cfg`` (Sadat et al. 2024, arXiv 2407.02687, eq. 8).
+
+    t̃ = t + s(1 − t)^α·n, n ~ N(0, 1), clipped to [0, 1]. It works for any network, also without ∅ or a condition. The
+    paper, where w is our γ, perturbs the embedding e of its time τ = 1 − t instead, ẽ = e + sτ^α·n, with an s for each
+    network that makes the noise about as large as e. Here s is in units of t, for networks whose embedding is their own
+    affair, and 0.3 is about the standard deviation of t on [0, 1]. The n of a sample derives from its key and t.
+
+    As a function of t this velocity is not continuous: take a solver with steps of its own.
+
+    Args:
+      velocity: u(t ``(B,)``, x, c).
+      c: the condition that is followed, batch B.
+      keys: typed keys ``(B,)``.
+      noise: s, 0 or more.
+      exponent: α, 0 or more: 0 for the same noise at all t, more for less of it near the data.
+
+    Raises:
+      ValueError: if ``noise`` or ``exponent`` is negative or not finite.
+    """
+    if not (0 <= noise < math.inf and 0 <= exponent < math.inf):
+        raise ValueError(f"expected a finite noise and exponent of 0 or more; got noise={noise}, exponent={exponent}")
+
+    def told(t: Array, c: Condition) -> tuple[Array, Condition]:
+        n = jax.vmap(lambda key: jax.random.normal(key, (), t.dtype))(_at(keys, t))
+        return jnp.clip(t + noise * (1 - t) ** exponent * n, 0.0, 1.0), c
+
+    return Reference(velocity, c, told)
+
+
+def _at(keys: PRNGKey, t: Array) -> PRNGKey:
+    """Returns keys ``(B,)`` that depend on those given and on t ``(B,)``, to the bit."""
+    bits = jax.lax.bitcast_convert_type(t.astype(jnp.float32), jnp.uint32)
+    return jax.vmap(jax.random.fold_in)(keys, bits)

@@ -29,9 +29,11 @@ from flowguide.metrics.judge import Judge, features, predict, probabilities, tra
 from flowguide.metrics.kernel import KID, kid
 from flowguide.metrics.neighbours import (
     DensityCoverage,
+    Neighbourhoods,
     PrecisionRecall,
     authenticity,
     density_coverage,
+    neighbourhoods,
     precision_recall,
 )
 from flowguide.metrics.two_sample import c2st
@@ -44,6 +46,7 @@ __all__ = [
     "InceptionScore",
     "Judge",
     "Moments",
+    "Neighbourhoods",
     "PrecisionRecall",
     "Uniformity",
     "accuracy",
@@ -63,6 +66,7 @@ __all__ = [
     "kid",
     "merge",
     "moments",
+    "neighbourhoods",
     "precision_recall",
     "predict",
     "probabilities",

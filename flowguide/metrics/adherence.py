@@ -37,12 +37,20 @@ def joint_adherence(predicted: Predicted, asked: Asked) -> float:
 
     Takes the arguments of ``adherence`` and raises its errors.
     """
+    anything, everything = shows(predicted, asked)
+    return float(everything[anything].mean()) if anything.any() else math.nan
+
+
+def shows(predicted: Predicted, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for which examples anything was asked, and which of these show all of it, bool ``(N,)`` each.
+
+    Without any field that is present both are empty. Takes the arguments of ``adherence`` and raises its errors.
+    """
     fields = _hits(predicted, asked).values()
     if not fields:
-        return math.nan
+        return np.zeros(0, bool), np.zeros(0, bool)
     anything = np.any([present for _, present in fields], axis=0)
-    everything = np.all([hits | ~present for hits, present in fields], axis=0)
-    return float(everything[anything].mean())
+    return anything, anything & np.all([hits | ~present for hits, present in fields], axis=0)
 
 
 def standard_errors(predicted: Predicted, asked: Asked) -> dict[str, float]:

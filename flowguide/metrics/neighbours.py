@@ -9,7 +9,7 @@ rounding, is in it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,14 +47,45 @@ class DensityCoverage(NamedTuple):
     coverage: float
 
 
-def precision_recall(reference: ArrayLike, samples: ArrayLike, *, k: int = 3, block: int = BLOCK) -> PrecisionRecall:
+class Neighbourhoods(NamedTuple):
+    """A reference set with its balls, to be compared with many sets of samples; of ``neighbourhoods``.
+
+    Attributes:
+      features: ``(N, F)``.
+      squared: squared distances of each row to its k nearest others, the nearest first, float64 ``(N, k)``.
+    """
+
+    features: np.ndarray
+    squared: np.ndarray
+
+
+# A reference set, in any form.
+Reference: TypeAlias = ArrayLike | Neighbourhoods
+
+
+def neighbourhoods(reference: ArrayLike, *, k: int = 5, block: int = BLOCK) -> Neighbourhoods:
+    """Returns a reference set with its k neighbours, which the metrics otherwise compute anew in every call.
+
+    Args:
+      reference: features of real examples ``(N, F)``, N > k.
+      k: as many as the metrics need: 3 for ``precision_recall``, 5 for ``density_coverage``, 1 for ``authenticity``.
+      block: as in ``precision_recall``.
+
+    Raises:
+      UserError: if the set has no more than k rows, or is not a set of features.
+    """
+    x, _ = _checked("neighbourhoods", reference, reference, k, block)
+    return Neighbourhoods(x, _nearest(x, k, block, _centre(x)))
+
+
+def precision_recall(reference: Reference, samples: ArrayLike, *, k: int = 3, block: int = BLOCK) -> PrecisionRecall:
     """Returns improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991, eqs. 1 and 2).
 
     Both depend on the sizes of the sets: compare numbers at equal N and M. Published ImageNet numbers have N = 10,000,
     M = 50,000 and k = 3.
 
     Args:
-      reference: features of real examples ``(N, F)``.
+      reference: features of real examples ``(N, F)``, or their ``neighbourhoods``.
       samples: features of samples ``(M, F)``.
       k: the neighbour that a ball reaches.
       block: rows of each set in memory at a time; changes no result.
@@ -64,7 +95,7 @@ def precision_recall(reference: ArrayLike, samples: ArrayLike, *, k: int = 3, bl
     """
     x, y = _checked("precision_recall", reference, samples, k, block)
     centre = _centre(x)
-    radii_x, radii_y = (_radii(s, k, block, centre) for s in (x, y))
+    radii_x, radii_y = _radii(reference, x, k, block), _nearest(y, k, block, centre)[:, -1]
     x_hit, y_hit = np.zeros(len(x), bool), np.zeros(len(y), bool)
     for i, j, lower in _pairs(x, y, block, centre):
         x_hit[i] |= (lower <= radii_y[j]).any(1)
@@ -72,15 +103,14 @@ def precision_recall(reference: ArrayLike, samples: ArrayLike, *, k: int = 3, bl
     return PrecisionRecall(float(y_hit.mean()), float(x_hit.mean()))
 
 
-def density_coverage(reference: ArrayLike, samples: ArrayLike, *, k: int = 5, block: int = BLOCK) -> DensityCoverage:
+def density_coverage(reference: Reference, samples: ArrayLike, *, k: int = 5, block: int = BLOCK) -> DensityCoverage:
     """Returns density and coverage (Naeem et al. 2020, arXiv 2002.09797, §3).
 
     Only the reference has balls, so that an outlier among the samples cannot claim much of the reference as recalled.
     The arguments and errors are those of ``precision_recall``.
     """
     x, y = _checked("density_coverage", reference, samples, k, block)
-    centre = _centre(x)
-    radii = _radii(x, k, block, centre)
+    centre, radii = _centre(x), _radii(reference, x, k, block)
     total, covered = 0, np.zeros(len(x), bool)
     for i, _, lower in _pairs(x, y, block, centre):
         inside = lower <= radii[i, None]
@@ -89,7 +119,7 @@ def density_coverage(reference: ArrayLike, samples: ArrayLike, *, k: int = 5, bl
     return DensityCoverage(total / (k * len(y)), float(covered.mean()))
 
 
-def authenticity(train: ArrayLike, samples: ArrayLike, *, block: int = BLOCK) -> float:
+def authenticity(train: Reference, samples: ArrayLike, *, block: int = BLOCK) -> float:
     """Returns the share of samples that are not copies of training examples (Alaa et al. 2022, arXiv 2102.08921).
 
     A sample counts as a copy if it is no further from its nearest training example than that example is from its own
@@ -97,7 +127,7 @@ def authenticity(train: ArrayLike, samples: ArrayLike, *, block: int = BLOCK) ->
     ``authenticity(train, held_out)``, the value that a model without memory would have.
 
     Args:
-      train: features of the training examples ``(N, F)``, N > 1.
+      train: features of the training examples ``(N, F)``, N > 1, or their ``neighbourhoods``.
       samples: features of samples ``(M, F)``.
       block: as in ``precision_recall``.
 
@@ -105,8 +135,7 @@ def authenticity(train: ArrayLike, samples: ArrayLike, *, block: int = BLOCK) ->
       UserError: if the sets do not fit together.
     """
     x, y = _checked("authenticity", train, samples, 1, block, least=1)
-    centre = _centre(x)
-    radii = _radii(x, 1, block, centre)
+    centre, radii = _centre(x), _radii(train, x, 1, block)
     distance, nearest = np.full(len(y), np.inf), np.zeros(len(y), int)
     for i, j, lower in _pairs(x, y, block, centre):
         first = lower.argmin(0)
@@ -118,8 +147,13 @@ def authenticity(train: ArrayLike, samples: ArrayLike, *, block: int = BLOCK) ->
 
 
 def _checked(
-    metric: str, reference: ArrayLike, samples: ArrayLike, k: int, block: int, least: int | None = None
+    metric: str, reference: Reference, samples: ArrayLike, k: int, block: int, least: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(reference, Neighbourhoods):
+        if reference.squared.shape[1] < k:
+            had = reference.squared.shape[1]
+            raise UserError(f"{metric} needs k={k} neighbours; got neighbourhoods of {had}: give neighbourhoods k={k}")
+        reference = reference.features
     if k < 1 or block < 1:
         raise UserError(f"{metric} needs k ≥ 1 and block ≥ 1; got k={k}, block={block}")
     x, y = feature_sets(metric, reference, samples, least or k + 1)
@@ -133,8 +167,14 @@ def _centre(x: np.ndarray) -> np.ndarray:
     return x.mean(0, dtype=np.float64)
 
 
-def _radii(x: np.ndarray, k: int, block: int, centre: np.ndarray) -> np.ndarray:
-    """Returns the squared distance of each row to its k-th neighbour among the others, float64 ``(N,)``."""
+def _radii(reference: Reference, x: np.ndarray, k: int, block: int) -> np.ndarray:
+    """Returns the squared distance of each row of a reference x to its k-th neighbour, float64 ``(N,)``."""
+    known = isinstance(reference, Neighbourhoods)
+    return (reference.squared if known else _nearest(x, k, block, _centre(x)))[:, k - 1]
+
+
+def _nearest(x: np.ndarray, k: int, block: int, centre: np.ndarray) -> np.ndarray:
+    """Returns the squared distances of each row to its k nearest among the others, increasing, float64 ``(N, k)``."""
     smallest = np.full((len(x), k + 1), np.inf)  # the row itself is one of them
 
     def see(rows: slice, distances: np.ndarray) -> None:
@@ -150,7 +190,7 @@ def _radii(x: np.ndarray, k: int, block: int, centre: np.ndarray) -> np.ndarray:
             else:
                 see(j, distances.T)
             see(i, distances)
-    return smallest.max(1)
+    return np.sort(smallest, axis=1)[:, 1:]
 
 
 def _pairs(x: np.ndarray, y: np.ndarray, block: int, centre: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:

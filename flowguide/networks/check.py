@@ -15,16 +15,18 @@ from flowguide.networks.module import Network
 from flowguide.schema import Fields, spec
 
 
-def check_network(network: Any, shape: Sequence[int], fields: Fields) -> None:
+def check_network(network: Any, shape: Sequence[int], fields: Fields, *, variance: bool = False) -> None:
     """Traces a network; computes nothing.
 
     Args:
       network: what the user gave.
       shape: of one example.
       fields: of the condition.
+      variance: whether it also predicts variances, in as many further channels.
 
     Raises:
-      UserError: if it is no ``Network``, fails, has no float parameters, or its velocity is not float32 of x's shape.
+      UserError: if it is no ``Network``, fails, has no float parameters, or its velocity is not float32 of x's shape,
+        or of twice as many channels with ``variance``.
     """
     if not isinstance(network, Network):
         raise UserError(
@@ -37,11 +39,13 @@ def check_network(network: Any, shape: Sequence[int], fields: Fields) -> None:
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise UserError(f"init(key) of the network returns {shown(params)}, expected a nested dict of float32 arrays")
     u = _traced("velocity(params, t, x, c)", network.velocity, params, t, x, c)
-    if not isinstance(u, jax.ShapeDtypeStruct) or (u.shape, u.dtype) != (x.shape, x.dtype):
+    expected = (*x.shape[:-1], x.shape[-1] * 2) if variance else x.shape
+    if not isinstance(u, jax.ShapeDtypeStruct) or (u.shape, u.dtype) != (expected, x.dtype):
         got = f"{u.dtype} {u.shape}" if isinstance(u, jax.ShapeDtypeStruct) else shown(u)
+        wanted = f"float32 {expected}, as its output has variances" if variance else "the same shape and dtype"
         raise UserError(
-            f"velocity(params, t, x, c) of the network returns {got} for x float32 {x.shape}, expected the same shape "
-            "and dtype: change its last layer, or cast what it returns"
+            f"velocity(params, t, x, c) of the network returns {got} for x float32 {x.shape}, expected {wanted}: "
+            "change its last layer, or cast what it returns"
         )
 
 

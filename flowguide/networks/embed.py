@@ -17,26 +17,27 @@ from flowguide.schema.standard import standardised
 from flowguide.typing import Array
 
 
-def sinusoidal(t: Array, size: int) -> Array:
-    """Returns cos(1000·t·ω) and sin(1000·t·ω), ω log-spaced from 1 down to 1e-4: float32 (B, size), size even.
+def sinusoidal(t: Array, size: int, scale: float = 1000.0) -> Array:
+    """Returns cos(scale·t·ω) and sin(scale·t·ω), ω log-spaced from 1 down to 1e-4: float32 (B, size), size even.
 
-    This is the position encoding of Vaswani et al. 2017, §3.5, for the 1,000 steps of Ho et al. 2020, Appendix B.
+    This is the position encoding of Vaswani et al. 2017, §3.5, by default for the 1,000 steps of Ho et al. 2020,
+    Appendix B.
     """
     frequency = jnp.exp(-math.log(10_000.0) * jnp.arange(size // 2) / (size // 2))
-    angle = 1000.0 * t.astype(jnp.float32)[:, None] * frequency
+    angle = scale * t.astype(jnp.float32)[:, None] * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 class TimeEmbedding(nnx.Module):
     """t (B,) in [0, 1] -> float32 (B, width): sinusoids, then a two-layer MLP."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, size: int = 128):
-        self.size = size
+    def __init__(self, width: int, *, rngs: nnx.Rngs, size: int = 128, scale: float = 1000.0):
+        self.size, self.scale = size, scale
         self.hidden = Dense(size, width, rngs=rngs)
         self.out = Dense(width, width, rngs=rngs)
 
     def __call__(self, t: Array) -> Array:
-        return self.out(nnx.silu(self.hidden(sinusoidal(t, self.size))))
+        return self.out(nnx.silu(self.hidden(sinusoidal(t, self.size, self.scale))))
 
 
 class Embedded(NamedTuple):
@@ -125,10 +126,11 @@ class SeriesEmbedding(nnx.Module):
         self.mean, self.scale = field.mean, field.scale
 
     def __call__(self, value: Array, present: Array) -> Embedded:
-        """float32 (B, L, size), bool (B,) -> the pooled mean (B, width), the sequence (B, L, width) and its mask."""
+        """floats (B, L, size), bool (B,) -> the pooled mean (B, width), the sequence (B, L, width) and its mask."""
         present = present[:, None]
         shown = present & ~jnp.isnan(value[..., 0])
-        value = jnp.where(shown[..., None], standardised(value, self.mean, self.scale), 0.0)
+        value = standardised(value.astype(jnp.float32), self.mean, self.scale)
+        value = jnp.where(shown[..., None], value, 0.0)
         sequence = jnp.where(present[..., None], self.inlet(value) + self.position[...], self.null[...])
         mask = jnp.where(present, shown, jnp.arange(value.shape[1]) == 0)
         return Embedded(self.pool(_mean(sequence, mask)), sequence, mask)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import nnx
 
+from flowguide.chain import Chain
 from flowguide.condition import Condition
 from flowguide.networks.layers import gathered
 from flowguide.networks.perturbation import PLAIN, Perturbation, treatments
@@ -22,6 +24,18 @@ def _no_blocks(perturbation: Perturbation) -> Apply:
     raise TypeError(f"this network has no blocks (no `attends`) to perturb; got {perturbation}: use another network")
 
 
+class Ancestral(NamedTuple):
+    """What a network knows for ancestral sampling; hashable.
+
+    Attributes:
+      chain: that it was trained on.
+      velocity: (params, t, x, c) -> u and, as further channels, the range of the variance, float32 (B, *sides, 2C).
+    """
+
+    chain: Chain
+    velocity: Apply
+
+
 class Network(NamedTuple):
     """A velocity network as pure functions.
 
@@ -31,25 +45,40 @@ class Network(NamedTuple):
       perturbed: perturbation -> the velocity of the weakened network, with the same arguments and params; ``velocity``
         itself if the perturbation changes nothing. Raises TypeError for a network without blocks, and ValueError for a
         perturbation that does not fit (see ``perturbation.treatments``).
+      ancestral: of networks that also predict variances; None for all others.
     """
 
     init: Callable[[PRNGKey], Params]
     velocity: Apply
     perturbed: Callable[[Perturbation], Apply] = _no_blocks
+    ancestral: Ancestral | None = None
 
 
-def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+class Pure(NamedTuple):
+    """A module as pure functions.
+
+    Attributes:
+      init: key -> params, nested dicts with string keys and float32 leaves.
+      method: name of a method -> the function (params, *arguments, **options) that it is.
+      module: abstract; its parameters are shapes.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    method: Callable[[str], Callable[..., Any]]
+    module: Any
+
+
+def as_pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Pure:
     """Returns the module that ``make`` builds as pure functions; allocates nothing until ``init`` is called.
 
     Args:
-      make: rngs -> a module whose call is (t, x, c) -> u. All its state must be ``nnx.Param``. To support
-        perturbations, the call also takes the keyword ``perturbation``, and the tuple ``attends`` says for each block
-        whether it has attention. To scan over layers, ``stacked`` names the submodules whose parameters are stacked,
-        and the scan's body calls ``layers.gathered`` on the parameters of a layer.
+      make: rngs -> a module, all of whose state must be ``nnx.Param``. To scan over layers, ``stacked`` names the
+        submodules whose parameters are stacked, and the scan's body calls ``layers.gathered`` on the parameters of a
+        layer.
 
     Raises:
-      TypeError: if the module has other state (running statistics, a stream of random numbers): its velocity would not
-        be a function of its arguments.
+      TypeError: if the module has other state (running statistics, a stream of random numbers): its methods would not
+        be functions of their arguments.
     """
 
     @jax.jit
@@ -59,7 +88,6 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     # Traced here, once: calls of ``init``, also those for shapes alone, reuse the trace.
     graphdef, state = jax.eval_shape(split, jax.random.key(0))
     module = nnx.merge(graphdef, state)
-    attends: tuple[bool, ...] | None = getattr(module, "attends", None)
     variables = nnx.to_flat_state(state)
     other = ["/".join(map(str, path)) for path, variable in variables if not isinstance(variable, nnx.Param)]
     if other:
@@ -82,22 +110,43 @@ def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         found = _look_up(params, path)
         return found if path[0] in stacked else gathered(found)
 
-    def function(**options: Perturbation) -> Apply:
-        def velocity(params: Params, t: Array, x: Array, c: Condition) -> Array:
+    def method(name: str) -> Callable[..., Any]:
+        def function(params: Params, *arguments: Any, **options: Any) -> Any:
             leaves = [(path, leaf(params, path)) for path in paths]
-            return nnx.merge(graphdef, nnx.from_flat_state(leaves))(t, x, c, **options)
+            return getattr(nnx.merge(graphdef, nnx.from_flat_state(leaves)), name)(*arguments, **options)
 
-        return velocity
+        return function
 
-    velocity = function()
+    return Pure(init, method, module)
+
+
+def as_network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+    """Returns the network that ``make`` builds as pure functions; allocates nothing until ``init`` is called.
+
+    Args:
+      make: as for ``as_pure``; the call of its module is (t, x, c) -> u. To support perturbations, the call also takes
+        the keyword ``perturbation``, and the tuple ``attends`` says for each block whether it has attention.
+
+    Raises:
+      TypeError: as ``as_pure``.
+    """
+    pure = as_pure(make)
+    attends: tuple[bool, ...] | None = getattr(pure.module, "attends", None)
+    velocity = pure.method("__call__")
     if attends is None:
-        return Network(init, velocity)
+        return Network(pure.init, velocity)
 
     def perturbed(perturbation: Perturbation) -> Apply:
         changes_nothing = set(treatments(perturbation, attends)) <= {PLAIN}
-        return velocity if changes_nothing else function(perturbation=perturbation)
+        return velocity if changes_nothing else partial(velocity, perturbation=perturbation)
 
-    return Network(init, velocity, perturbed)
+    return Network(pure.init, velocity, perturbed)
+
+
+def leaves_by_path(params: Params) -> dict[str, Any]:
+    """Returns the leaves of ``params``, which may be abstract, by their paths, such as "blocks/out/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def count_parameters(params: Params) -> int:

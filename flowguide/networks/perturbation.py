@@ -23,9 +23,10 @@ class Perturbation(NamedTuple):
     Attributes:
       skip: blocks that pass their input through (skip-layer guidance; spatio-temporal skip guidance, Hyung et al.
         2024).
-      attention: "identity" lets each token attend only to itself, and not to a conditioning sequence
+      attention: "identity" lets each token of the grid attend only to itself, and not to a conditioning sequence
         (perturbed-attention guidance, Ahn et al. 2024); "blurred" blurs the queries over the grid of tokens (smoothed
-        energy guidance, Hong 2024); "full" leaves attention unchanged.
+        energy guidance, Hong 2024); "full" leaves attention unchanged. Tokens outside of the grid (class tokens,
+        registers, words of joint attention) attend as before, and a cross-attention layer stays as it is.
       blur: standard deviation of the blur, in tokens: 0 is the plain network, inf gives all tokens the mean query.
       layers: blocks whose attention is perturbed; None for all blocks with attention.
     """

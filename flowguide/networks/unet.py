@@ -6,13 +6,14 @@ One code serves signals, images and volumes: convolutions, down- and upsampling 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from flowguide.condition import Condition
-from flowguide.networks.attention import Attention
+from flowguide.networks.attention import Attention, CrossAttention
 from flowguide.networks.embed import (
     ConditionEmbedding,
     Embedded,
@@ -23,6 +24,7 @@ from flowguide.networks.embed import (
 )
 from flowguide.networks.layers import (
     Dense,
+    check_among,
     check_divisible,
     check_sizes,
     computing_dtype,
@@ -36,6 +38,9 @@ from flowguide.networks.layers import (
 from flowguide.networks.perturbation import PLAIN, UNPERTURBED, Perturbation, Treatment, treatments
 from flowguide.schema import Fields
 from flowguide.typing import Array
+
+RESAMPLINGS = ("mean", "residual")
+CONTEXTS = ("keys", "cross")
 
 
 class UNet(nnx.Module):
@@ -51,6 +56,9 @@ class UNet(nnx.Module):
         blocks: int = 2,
         attention: Sequence[int] = (),
         heads: int = 4,
+        head_channels: int = 0,
+        resampling: str = "mean",
+        context: str = "keys",
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
@@ -64,16 +72,24 @@ class UNet(nnx.Module):
           blocks: residual blocks per level on the way down (one more on the way up).
           attention: levels whose blocks have attention, each named by its first side (T, H or D), e.g. ``(8,)``.
           heads: number of attention heads.
+          head_channels: channels of a head, instead of ``heads``: ADM (Dhariwal & Nichol 2021) has 64; 0 for ``heads``.
+          resampling: how sides are halved and doubled: "mean" averages, and repeats before a convolution; "residual"
+            is a residual block that does either within (BigGAN, Brock et al. 2019; ADM).
+          context: how words and series enter a block with attention: "keys" adds keys and values to self-attention;
+            "cross" attends to them after it.
           dtype: dtype of the computation, "float32" or "bfloat16"; parameters and output are float32.
           rngs: random numbers for the initialisation.
 
         Raises:
           ValueError: if the examples have no spatial axis or more than 3, a size is not positive, a side cannot be
-            halved often enough, an entry of ``attention`` matches no level, its channels cannot be split into heads, or
-            there are token fields but no attention.
+            halved often enough, an entry of ``attention`` matches no level, its channels cannot be split into heads,
+            there are token fields but no attention, or ``context`` is set but there are no token fields.
         """
         sides, channels = sides_and_channels(shape, "unet")
         check_sizes(width=width, multipliers=multipliers, blocks=blocks, attention=attention, heads=heads)
+        check_sizes(0, head_channels=head_channels)
+        check_among(RESAMPLINGS, resampling=resampling)
+        check_among(CONTEXTS, context=context)
         if not multipliers:
             raise ValueError("a U-Net has a level for each multiplier; got multipliers=(): give at least one")
         axes, levels = len(sides), len(multipliers)
@@ -84,15 +100,24 @@ class UNet(nnx.Module):
             raise ValueError(f"token fields are read by attention; got attention=(): choose from {first_sides}")
         if not set(attention) <= set(first_sides):
             raise ValueError(f"attention must name first sides of levels, among {first_sides}; got {tuple(attention)}")
+        if context != "keys" and not has_sequence(fields):
+            raise ValueError(
+                f"context={context!r} is how words or a series enter, and the condition has neither: add such a field, "
+                "or leave context at 'keys'"
+            )
         self.dtype = computing_dtype(dtype)
         embedding = 4 * width
         self.time = TimeEmbedding(embedding, rngs=rngs)
         self.condition = ConditionEmbedding(fields, embedding, rngs=rngs)
-        context = embedding if has_sequence(fields) else None
+        words = embedding if has_sequence(fields) else None
 
         def stage(c_in: int, c_out: int, first_side: int) -> Stage:
-            inner = heads if first_side in attention else 0
-            return Stage(axes, c_in, c_out, embedding, inner, context, dtype=self.dtype, rngs=rngs)
+            inner = _heads(c_out, heads, head_channels) if first_side in attention else 0
+            cross = context == "cross"
+            return Stage(axes, c_in, c_out, embedding, inner, words, cross=cross, dtype=self.dtype, rngs=rngs)
+
+        def resampled(channels: int, resize: Callable[[Array], Array]) -> Stage:
+            return Stage(axes, channels, channels, embedding, 0, None, resize=resize, dtype=self.dtype, rngs=rngs)
 
         widths = [width * m for m in multipliers]
         self.skip = Dense(embedding, 1, kernel_init=zeros, rngs=rngs)
@@ -116,7 +141,12 @@ class UNet(nnx.Module):
                 c = c_out
             up.append(stages)
         self.up = nnx.data(up)
-        self.resize_up = nnx.data([conv(axes, c, c, dtype=self.dtype, rngs=rngs) for c in widths[:0:-1]])
+        self.residual = resampling == "residual"
+        if self.residual:
+            self.resize_down = nnx.data([resampled(c, _downsample) for c in widths[:-1]])
+            self.resize_up = nnx.data([resampled(c, _upsample) for c in widths[:0:-1]])
+        else:
+            self.resize_up = nnx.data([conv(axes, c, c, dtype=self.dtype, rngs=rngs) for c in widths[:0:-1]])
         self.outlet = conv(axes, c, channels, kernel_init=zeros, rngs=rngs)
 
     @property
@@ -128,7 +158,8 @@ class UNet(nnx.Module):
     def __call__(self, t: Array, x: Array, c: Condition, perturbation: Perturbation = UNPERTURBED) -> Array:
         """t (B,), x (B, *sides, C), c of batch B -> float32 (B, *sides, C).
 
-        A skipped block applies only its shortcut: the identity, or a learned projection if the channels change.
+        A skipped block applies only its shortcut: the identity, or a learned projection if the channels change. The
+        blocks that resample are not counted among the blocks, and no perturbation reaches them.
         """
         embedded = self.condition(c, x.shape[0])
         time = self.time(t)
@@ -138,7 +169,7 @@ class UNet(nnx.Module):
         skips = [h]
         for level, stages in enumerate(self.down):
             if level:
-                h = _downsample(h)
+                h = self.resize_down[level - 1](h, signal, embedded) if self.residual else _downsample(h)
                 skips.append(h)
             for stage in stages:
                 h = stage(h, signal, embedded, next(plan))
@@ -147,7 +178,8 @@ class UNet(nnx.Module):
             h = stage(h, signal, embedded, next(plan))
         for level, stages in enumerate(self.up):
             if level:
-                h = self.resize_up[level - 1](_upsample(h))
+                resize: Any = self.resize_up[level - 1]
+                h = resize(h, signal, embedded) if self.residual else resize(_upsample(h))
             for stage in stages:
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), signal, embedded, next(plan))
         h = nnx.silu(group_norm(h, _groups(h.shape[-1])))
@@ -157,7 +189,11 @@ class UNet(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """A residual block with scale-shift conditioning, then attention if ``heads`` is positive."""
+    """A residual block with scale-shift conditioning, then attention if ``heads`` is positive.
+
+    With ``resize``, the block resamples before its first convolution and in its shortcut. With ``cross``, the
+    conditioning sequence gets a cross-attention of its own after self-attention.
+    """
 
     def __init__(
         self,
@@ -168,19 +204,26 @@ class Stage(nnx.Module):
         heads: int,
         context: int | None,
         *,
+        resize: Callable[[Array], Array] | None = None,
+        cross: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        self.resize = resize
         self.hidden = conv(axes, c_in, c_out, dtype=dtype, rngs=rngs)
         self.film = Dense(embedding, 2 * c_out, kernel_init=zeros, dtype=dtype, rngs=rngs)
         self.out = conv(axes, c_out, c_out, dtype=dtype, rngs=rngs)
         self.shortcut = None if c_in == c_out else Dense(c_in, c_out, dtype=dtype, rngs=rngs)
-        self.attention = Attention(c_out, heads, context, dtype=dtype, rngs=rngs) if heads else None
+        keys, words = (None, context) if cross else (context, None)
+        self.attention = Attention(c_out, heads, keys, dtype=dtype, rngs=rngs) if heads else None
+        self.cross = (
+            CrossAttention(c_out, heads, words, dtype=dtype, rngs=rngs) if heads and words is not None else None
+        )
 
     def __call__(self, x: Array, signal: Array, embedded: Embedded, treatment: Treatment = PLAIN) -> Array:
         if treatment.skipped:
             return self._shortcut(x)
-        h = self.hidden(nnx.silu(group_norm(x, _groups(x.shape[-1]))))
+        h = self.hidden(self._resized(nnx.silu(group_norm(x, _groups(x.shape[-1])))))
         scale, shift = jnp.split(self.film(signal), 2, axis=-1)
         h = modulate(group_norm(h, _groups(h.shape[-1])), scale, shift)
         h = self.out(nnx.silu(h)) + self._shortcut(x)
@@ -189,10 +232,32 @@ class Stage(nnx.Module):
         b, *grid, channels = h.shape
         z = group_norm(h, _groups(channels)).reshape(b, math.prod(grid), channels)
         mixed = self.attention(z, embedded.sequence, embedded.mask, tuple(grid), treatment)
-        return h + mixed.reshape(h.shape)
+        h = h + mixed.reshape(h.shape)
+        if self.cross is None or embedded.sequence is None or embedded.mask is None:
+            return h
+        z = group_norm(h, _groups(channels)).reshape(z.shape)
+        return h + self.cross(z, embedded.sequence, embedded.mask).reshape(h.shape)
 
     def _shortcut(self, x: Array) -> Array:
+        x = self._resized(x)
         return x if self.shortcut is None else self.shortcut(x)
+
+    def _resized(self, x: Array) -> Array:
+        return x if self.resize is None else self.resize(x)
+
+
+def _heads(channels: int, heads: int, head_channels: int) -> int:
+    """Returns the number of heads: ``heads``, or as many as have ``head_channels`` channels.
+
+    Raises:
+      ValueError: if they do not divide the channels.
+    """
+    if head_channels and channels % head_channels:
+        raise ValueError(
+            f"head_channels must divide the channels of attention; got {channels} channels and head_channels="
+            f"{head_channels}: change width or multipliers"
+        )
+    return channels // head_channels if head_channels else heads
 
 
 def _groups(channels: int) -> int:

@@ -142,6 +142,11 @@ def plan(settings: Sequence[Setting], data: Splits, wanted: Wanted = Wanted()) -
         notes.append(f"The page has no samples to explore: it shows images and points of 2 numbers, not {_what(info)}.")
         return Plan(model, own[0].weights, kind, notes=tuple(notes))
     conds = _conditions(wanted.conds, data.test)
+    own, needing = _without_negatives(own, conds[0])
+    if needing:
+        notes.append(f"{', '.join(needing)} cannot be drawn without a negative condition, and is left out.")
+    if not own:
+        return Plan(model, settings[0].weights, "none", notes=tuple(notes))
     for cond in conds:
         for s in own:
             check(model, request(model, cond.condition or "", 1, s.gamma), s.config, s.weak)
@@ -162,6 +167,19 @@ def plan(settings: Sequence[Setting], data: Splits, wanted: Wanted = Wanted()) -
         notes.append(f"There is no slider over t: {rules[0].config.solver} chooses its steps.")
     found = Plan(model, own[0].weights, kind, 1, rules, gammas, steps, conds, negatives, states, tuple(notes))
     return _with_num(found, wanted.num)
+
+
+def _without_negatives(own: Sequence[Setting], cond: Choice) -> tuple[list[Setting], list[str]]:
+    """Returns the settings without their negative conditions, and the methods that need one."""
+    found, needing = [], []
+    for setting in own:
+        plain = setting._replace(negatives=())
+        refusal = setting.negatives and _refusal(plain, cond, [Choice(NO_NEGATIVE, None)])
+        if refusal:
+            needing.append(setting.config.guidance)
+        else:
+            found.append(plain)
+    return found, list(dict.fromkeys(needing))
 
 
 def own_grid(config: SamplerConfig) -> bool:

@@ -72,6 +72,7 @@ def _measured(found: Evaluation, plan: Plan) -> dict[str, list[list[str]]]:
     rows = [
         ((row["gamma"], row["weights"], {name: row[name] for name in plan.rules[0].config._fields}), row)
         for row in found.rows
+        if not row["negatives"]  # the explorer's samples have none, or their own
     ]
     texts = {}
     for key, wanted in by_config.items():

@@ -19,16 +19,18 @@ from flowguide.sampling.config import ADAPTIVE, SOLVER_NAMES, STOCHASTIC, Sample
 from flowguide.sampling.density import log_prob
 from flowguide.sampling.draw import Samples, sample, sample_particles, sample_product
 from flowguide.sampling.export import export
-from flowguide.sampling.load import load
+from flowguide.sampling.load import load, load_autoencoder
 from flowguide.sampling.measured import Deblur, Inpaint, LinearMap, Measured, Upsample, read_measured
 from flowguide.sampling.null import Null, check_null, guided_by_null, keep_null, kept_null
 from flowguide.sampling.particles import ParticleSamples, resample_equal
 from flowguide.sampling.pilots import check_fit, check_gap, fit_grid, gap
+from flowguide.sampling.recipes import RECIPES, Recipe, recipe
 from flowguide.sampling.request import SampleRequest, default_gamma, request
 from flowguide.sampling.trajectories import Trajectory, trajectory
 
 __all__ = [
     "ADAPTIVE",
+    "RECIPES",
     "SAMPLERS",
     "SOLVER_NAMES",
     "STOCHASTIC",
@@ -44,6 +46,7 @@ __all__ = [
     "ParticleSamples",
     "Perturbation",
     "Plain",
+    "Recipe",
     "SampleRequest",
     "SamplerConfig",
     "Samples",
@@ -61,9 +64,11 @@ __all__ = [
     "keep_null",
     "kept_null",
     "load",
+    "load_autoencoder",
     "log_prob",
     "nodes",
     "read_measured",
+    "recipe",
     "request",
     "resample_equal",
     "resolve_defaults",

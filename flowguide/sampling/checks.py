@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import jax
 import numpy as np
 
@@ -11,7 +13,7 @@ from flowguide.errors import UserError, hint, listed, shown
 from flowguide.kinds import check_values, tuples, types_of
 from flowguide.model import GammaConditioned, Guided, Model, NoNull
 from flowguide.networks.perturbation import Perturbation
-from flowguide.sampling.config import ADAPTIVE, SamplerConfig
+from flowguide.sampling.config import ADAPTIVE, SamplerConfig, nodes
 from flowguide.sampling.corrector import PREDICTOR_CORRECTOR
 from flowguide.sampling.flow import FLOW
 from flowguide.sampling.guided import guided_velocity
@@ -70,26 +72,63 @@ def _check_integration(config: SamplerConfig, sampler: Sampler) -> None:
             f"sampler {config.sampler!r} has no solver {config.solver!r}{hint(str(config.solver), sampler.solvers)}: "
             f"there are {', '.join(sampler.solvers)}"
         )
-    if isinstance(config.grid, str) and config.grid not in times.WARPS:
-        near = hint(config.grid, times.WARPS)
-        raise UserError(
-            f"unknown grid {config.grid!r}{near}: there are {', '.join(sorted(times.WARPS))}, or give its nodes"
-        )
-    if not isinstance(config.grid, str):
-        ts = np.asarray(config.grid, np.float32)
-        if len(ts) < 2 or ts[0] != 0 or ts[-1] != 1 or not (np.diff(ts) > 0).all():
-            raise UserError(f"the nodes of a grid increase from 0 to 1; got {', '.join(f'{t:g}' for t in ts)}")
     if config.steps < 1 or config.reuse < 1 or config.corrections < 1:
         raise UserError(
             "steps, reuse and corrections must be at least 1; got "
             f"{config.steps}, {config.reuse} and {config.corrections}"
         )
+    _check_last_step(config)
+    if isinstance(config.grid, str):
+        _check_warp(config)
+    else:
+        ts = np.asarray(config.grid, np.float32)
+        if len(ts) < 2 or ts[0] != 0 or ts[-1] != 1 or not (np.diff(ts) > 0).all():
+            raise UserError(f"the nodes of a grid increase from 0 to 1; got {', '.join(f'{t:g}' for t in ts)}")
     if config.eta is None or not 0 <= config.eta < np.inf:
         raise UserError(f"eta, the strength of the noise, must be 0 or more; got {config.eta}")
     if not 0 < config.tolerance < np.inf:
         raise UserError(f"the tolerance must be positive; got {config.tolerance}")
+    if config.absolute_tolerance is not None and not 0 < config.absolute_tolerance < np.inf:
+        raise UserError(f"the absolute tolerance must be positive; got {config.absolute_tolerance}")
     if not 0 <= config.jacobian_from <= 1:
         raise UserError(f"jacobian_from is a time between 0 and 1; got {config.jacobian_from}")
+
+
+def _check_warp(config: SamplerConfig) -> None:
+    """Raises ``UserError`` if the grid is no warp with its settings."""
+    name = str(config.grid).partition(":")[0]
+    if name not in times.WARPS:
+        near = hint(name, times.WARPS)
+        raise UserError(f"unknown grid {name!r}{near}: there are {', '.join(sorted(times.WARPS))}, or give its nodes")
+    try:
+        ts = np.asarray(nodes(config))
+    except (ValueError, ArithmeticError) as error:
+        raise UserError(f"grid {config.grid!r}: {error}") from error
+    if ":" in str(config.grid) and not (np.diff(ts) > 0).all():
+        raise UserError(
+            f"the nodes of a grid increase from 0 to 1; those of {config.grid!r} do not: change its settings"
+        )
+
+
+def _check_last_step(config: SamplerConfig) -> None:
+    maruyama = config.solver == "euler_maruyama"
+    if config.diffusion is not None and (not maruyama or config.diffusion not in solvers.DIFFUSIONS):
+        raise UserError(
+            f"diffusion is one of {', '.join(solvers.DIFFUSIONS)}, of the solver euler_maruyama; got "
+            f"{config.diffusion!r} with {config.solver}"
+        )
+    kinds = get_args(solvers.Last)
+    if config.last_kind not in kinds or (config.last_kind != "data" and not maruyama):
+        raise UserError(
+            f"last_kind is one of {', '.join(kinds)}, of the solver euler_maruyama; got {config.last_kind!r} with "
+            f"{config.solver}"
+        )
+    if config.last_step is None:
+        return
+    if not 0 < config.last_step < 1:
+        raise UserError(f"last_step is a size between 0 and 1; got {config.last_step}")
+    if not isinstance(config.grid, str) or config.steps < 2:
+        raise UserError("last_step is that of a grid by name, of 2 steps or more: leave it out, or name a grid")
 
 
 def _check_guidance(config: SamplerConfig) -> None:
@@ -103,6 +142,8 @@ def _check_guidance(config: SamplerConfig) -> None:
         raise UserError(f"guidance {config.guidance!r} takes numbers; got {bad[0]} = nan")
     if not 0 <= config.rescale <= 1:
         raise UserError(f"rescale mixes between 0 and 1; got {config.rescale}")
+    if config.channels is not None and config.channels < 1:
+        raise UserError(f"channels are the first that guidance acts on, at least 1; got {config.channels}")
     if config.interval is not None and not 0 <= config.interval[0] < config.interval[1] <= 1:
         raise UserError(f"interval needs 0 <= start < stop <= 1; got {config.interval}")
     if config.guidance == "cfg_pp" and config.schedule != "constant":
@@ -188,6 +229,9 @@ def check(model: Model, request: SampleRequest, config: SamplerConfig, weak: Mod
         model.path,
     ):
         raise UserError("the weaker model needs the same path as the model, and data of the same shape and fields")
+    most = model.info.model_shape[-1] if model.info.model_shape else 0
+    if config.channels is not None and config.channels > most:
+        raise UserError(f"channels are the first of {most} that guidance acts on; got {config.channels}")
     if isinstance(model.guidance, GammaConditioned):
         _check_gamma_conditioned(model.guidance, request, config, weak)
         return
@@ -195,11 +239,11 @@ def check(model: Model, request: SampleRequest, config: SamplerConfig, weak: Mod
         raise UserError(
             f"this network is guided already, by γ = {model.guidance.gamma:g}: use gamma 1; got {request.gamma.max():g}"
         )
-    asks_null = bool(request.negatives) or (request.gamma != 1).any() or not _full(request.c)
-    if isinstance(model.guidance, NoNull) and config.guidance != "autoguidance" and asks_null:
+    by_null = config.guidance not in guidance.methods.WITHOUT_NULL and (request.gamma != 1).any()
+    if isinstance(model.guidance, NoNull) and (by_null or request.negatives or not _full(request.c)):
         raise UserError(
             "this network was trained without null dropout (drop_rate = 0), so it knows no ∅: give every field, "
-            "gamma 1 and no negative, or train with drop_rate > 0"
+            "gamma 1 or guidance 'icg', and no negative, or train with drop_rate > 0"
         )
     _check_guided(model, request, config, weak)
 
@@ -212,12 +256,8 @@ def _check_gamma_conditioned(
             f"this network is γ-conditioned, trained for γ in [{guidance.low:g}, {guidance.high:g}]; got {outside[0]:g}"
         )
     combines = bool(request.negatives or request.composed or weak is not None)
-    if combines or (config.guidance, config.rescale, config.interval, config.schedule) != (
-        "cfg",
-        0.0,
-        None,
-        "constant",
-    ):
+    asked = (config.guidance, config.rescale, config.interval, config.schedule, config.channels)
+    if combines or asked != ("cfg", 0.0, None, "constant", None):
         raise UserError(
             "a γ-conditioned network combines no references: for negatives, intervals and other rules use a plain one"
         )

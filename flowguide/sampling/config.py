@@ -12,7 +12,8 @@ from flowguide.typing import Array
 
 ADAPTIVE = tuple(sorted(solvers.EMBEDDED_TABLEAUX))
 STOCHASTIC = tuple(sorted(solvers.STOCHASTIC))
-SOLVER_NAMES = (*sorted(solvers.SOLVERS), *STOCHASTIC, *ADAPTIVE)
+DDPM = "ddpm"  # for networks that predict variances
+SOLVER_NAMES = (*sorted(solvers.SOLVERS), *STOCHASTIC, DDPM, *ADAPTIVE)
 
 
 class SamplerConfig(NamedTuple):
@@ -21,8 +22,9 @@ class SamplerConfig(NamedTuple):
     Attributes:
       solver: one of ``SOLVER_NAMES``; those in ``ADAPTIVE`` choose their own steps.
       steps: of a grid given by name; adaptive solvers do not read it.
-      grid: of deterministic and stochastic solvers: the name of a warp (``times.WARPS``), or the nodes themselves,
-        increasing from 0 to 1, which then also set the number of steps. ``fit_grid`` finds good ones.
+      grid: of deterministic and stochastic solvers: the name of a warp (``times.WARPS``), with its settings if they are
+        not the defaults, "shift:s=2"; or the nodes themselves, increasing from 0 to 1, which then also set the number
+        of steps. ``fit_grid`` finds good ones.
       guidance: one of ``guidance.methods.METHODS``.
       settings: of that method, pairs of name and number.
       schedule: guidance schedule γ(t), one of ``guidance.SCHEDULES``.
@@ -44,6 +46,13 @@ class SamplerConfig(NamedTuple):
       clip: see ``tilted.feynman_kac``.
       until: see ``tilted.feynman_kac``. Its default depends on the size of an example.
       jacobian_from: for what was measured, see ``guidance.with_measurement``; 1 never differentiates the network.
+      channels: guidance acts on the first so many channels, and the others keep the conditional velocity
+        (``guidance.first_channels``); None for all.
+      absolute_tolerance: if it is another than ``tolerance``.
+      diffusion: of the solver "euler_maruyama", one of ``solvers.DIFFUSIONS``, of which η is the scale; None for
+        "memoryless".
+      last_step: size of the last step of a grid given by name, whose other steps then cover [0, 1 − last_step].
+      last_kind: what the last step of "euler_maruyama" returns, see ``solvers.euler_maruyama``.
     """
 
     solver: str | None = None
@@ -68,6 +77,11 @@ class SamplerConfig(NamedTuple):
     clip: float | None = None
     until: float | None = None
     jacobian_from: float = 0.02
+    channels: int | None = None
+    absolute_tolerance: float | None = None
+    diffusion: str | None = None
+    last_step: float | None = None
+    last_kind: str = "data"
 
 
 DEFAULT = SamplerConfig()
@@ -76,5 +90,9 @@ DEFAULT = SamplerConfig()
 def nodes(config: SamplerConfig) -> Array:
     """Returns the grid of a config whose solver takes one."""
     if isinstance(config.grid, str):
-        return times.grid(config.steps, times.WARPS[config.grid]())
+        warp = times.named(config.grid)
+        if config.last_step is None:
+            return times.grid(config.steps, warp)
+        before = times.grid(config.steps - 1, warp)
+        return jnp.append((1 - config.last_step) * before, 1.0)
     return jnp.asarray(config.grid, jnp.float32)

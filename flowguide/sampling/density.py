@@ -11,6 +11,7 @@ import numpy as np
 
 from flowguide import likelihood, processes
 from flowguide.errors import UserError
+from flowguide.guidance.methods import RANDOM
 from flowguide.kinds import checked
 from flowguide.model import Model
 from flowguide.sampling.batches import Draw, batches, in_a_row, spread
@@ -95,6 +96,10 @@ def log_prob(
     if probes is None and size > EXACT:
         raise UserError(f"an exact log-density takes {size} derivatives a step: set probes=8, say, to estimate it")
     config = resolve_defaults(config._replace(solver=None, sampler="flow"), model)
+    if config.guidance in RANDOM:
+        raise UserError(
+            f"guidance {config.guidance!r} draws random numbers at every t, so its flow has no density: use another one"
+        )
     asked = request(model, cond, len(x), gamma, negative, gamma_negative)
     check(model, asked, config)
     if any(isinstance(field, Known) and np.any(asked.c.present[name]) for name, field in info.fields.items()):

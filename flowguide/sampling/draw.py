@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowguide import guidance, processes, solvers
+from flowguide.condition import Condition
 from flowguide.errors import UserError
 from flowguide.kinds import checked
 from flowguide.model import GammaConditioned, Model
@@ -18,14 +19,14 @@ from flowguide.networks import Network
 from flowguide.paths import Path
 from flowguide.sampling.batches import Devices, Draw, batches, in_a_row, spread
 from flowguide.sampling.checks import SAMPLERS, check, check_counts, resolve_defaults
-from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
+from flowguide.sampling.config import ADAPTIVE, DDPM, DEFAULT, SamplerConfig, nodes
 from flowguide.sampling.guided import gamma_conditioned_velocity, guided_velocity, measured_velocity, weak_velocity
 from flowguide.sampling.measured import Inpaint, Measured, read_measured
 from flowguide.sampling.particles import ParticleSamples, draw_particles, evaluations, resample_equal
 from flowguide.sampling.request import SampleRequest, request
-from flowguide.schema import Examples, output
+from flowguide.schema import Examples, Field
 from flowguide.schema.conditions import Cond, sample_count
-from flowguide.typing import Array, Device, PRNGKey, PyTree
+from flowguide.typing import Array, CondVelocity, Device, PRNGKey, PyTree
 
 PARTICLES = DEFAULT._replace(sampler="fkc")
 PRODUCT = PARTICLES._replace(steps=100, particles=2000)
@@ -35,8 +36,8 @@ class Samples(NamedTuple):
     """What was drawn.
 
     Attributes:
-      x: as the kind of example is shown, uint8 images or float32 vectors, ``(num, *D)``. Rows of a table have a class
-        by its number; ``model.info.examples.named(x)`` gives its name.
+      x: as the kind of example is shown, uint8 images (latents are decoded) or float32 vectors, ``(num, *D)``. Rows of
+        a table have a class by its number; ``model.info.examples.named(x)`` gives its name.
       evaluations: int ``(num,)``, network evaluations that each sample cost.
     """
 
@@ -52,13 +53,15 @@ class Functions(NamedTuple):
     path: Path
     gamma_conditioned: bool
     examples: Examples
+    fields: tuple[tuple[str, Field], ...]
 
 
 def functions_of(model: Model, weak: Model | None = None) -> Functions:
     """Returns the functions of a model, and of a weaker one."""
     conditioned = isinstance(model.guidance, GammaConditioned)
     weaker = None if weak is None else weak.network
-    return Functions(model.network, weaker, model.path, conditioned, model.info.examples)
+    fields = tuple(model.info.fields.items())
+    return Functions(model.network, weaker, model.path, conditioned, model.info.examples, fields)
 
 
 @checked
@@ -125,7 +128,7 @@ def sample(
     over = in_a_row(devices)
     parts = batches(asked, num, batch_size, seed, over, progress=progress, first=first)
     x, cost = in_batches(model, weak, config, over, parts)
-    x = output(model.info, x, asked.c)
+    x = model.output(x, asked.c)
     return Samples(asked.measured.kept(x) if isinstance(asked.measured, Inpaint) else x, cost)
 
 
@@ -189,7 +192,7 @@ def sample_particles(
             )
         drawn.append(jax.tree.map(lambda a, kept=kept: processes.gather(a)[:kept], particles))
     p = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
-    x, cost = output(model.info, p.x, asked.c), evaluations(config, asked)
+    x, cost = model.output(p.x, asked.c), evaluations(config, asked)
     return ParticleSamples(x, p.log_weights, p.ess, p.ancestors, p.log_z, cost)
 
 
@@ -237,21 +240,42 @@ def drawing(functions: Functions, config: SamplerConfig, states: bool = False) -
 
     def draw(params: PyTree, keys: PRNGKey, asked: SampleRequest) -> PyTree:
         own, weak_params = params
-        velocity = partial(functions.network.velocity, own)
+        velocity, used = _velocity(functions, own, config), config
         if config.sampler == "fkc":
             return draw_particles(velocity, functions.path, functions.examples.model_shape, config, keys, asked)
+        if config.solver == DDPM:  # guidance leaves the variances alone
+            used = config._replace(channels=config.channels or functions.examples.model_shape[-1])
         if functions.gamma_conditioned:
             guided, rules = gamma_conditioned_velocity(velocity, asked)
         else:
             weak = weak_velocity(functions.network, own, functions.weak, weak_params, config.perturbation)
-            guided, rules = guided_velocity(velocity, functions.path, config, asked, weak)
+            own_keys, fields = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2), dict(functions.fields)
+            guided, rules = guided_velocity(velocity, functions.path, used, asked, weak, own_keys, fields)
         guided = measured_velocity(guided, functions.path, functions.examples, config, asked.measured)
         x = jax.vmap(lambda key: jax.random.normal(key, functions.examples.model_shape))(keys)
-        integrate = _adaptive if config.solver in ADAPTIVE else partial(_on_a_grid, states=states)
-        x, status, cost = integrate(guided, rules, x, functions.path, config, keys)
+        if config.solver == DDPM:
+            x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
+        if config.solver in ADAPTIVE:
+            x, status, cost = _adaptive(guided, rules, x, config)
+        else:
+            x, status, cost = _on_a_grid(guided, rules, x, functions, config, keys, states=states)
+        if config.solver == DDPM:
+            x = x[..., : x.shape[-1] // 2]
         return x, jnp.broadcast_to(status, x.shape[:1]), jnp.broadcast_to(cost, x.shape[:1])
 
     return draw
+
+
+def _velocity(functions: Functions, params: PyTree, config: SamplerConfig) -> CondVelocity:
+    """Returns the velocity of the network or, for the solver "ddpm", velocity and variances of x beside zeros."""
+    ancestral = functions.network.ancestral
+    if config.solver != DDPM or ancestral is None:
+        return partial(functions.network.velocity, params)
+
+    def both(t: Array, x: Array, c: Condition) -> Array:
+        return ancestral.velocity(params, t, x[..., : x.shape[-1] // 2], c)
+
+    return both
 
 
 def in_batches(
@@ -275,13 +299,12 @@ def in_batches(
     return np.concatenate(drawn), np.concatenate(cost)
 
 
-def _adaptive(
-    velocity: Any, rules: guidance.Guidance, x: Array, path: Path, config: SamplerConfig, keys: PRNGKey
-) -> tuple[Array, Array, Array]:
+def _adaptive(velocity: Any, rules: guidance.Guidance, x: Array, config: SamplerConfig) -> tuple[Array, Array, Array]:
     edges = [t for t in config.interval or () if 0 < t < 1]
-    ts, tolerance = jnp.array([0.0, *edges, 1.0]), config.tolerance
+    ts, relative = jnp.array([0.0, *edges, 1.0]), config.tolerance
+    absolute = relative if config.absolute_tolerance is None else config.absolute_tolerance
     pair = solvers.EMBEDDED_TABLEAUX[str(config.solver)]
-    s = solvers.solve_adaptive(velocity, x, ts, rtol=tolerance, atol=tolerance, tableau=pair, per_sample=True)
+    s = solvers.solve_adaptive(velocity, x, ts, rtol=relative, atol=absolute, tableau=pair, per_sample=True)
     middle = (ts[:-1] + ts[1:]) / 2
     cost = jnp.sum(s.evaluations * jax.vmap(partial(guidance.evaluations_at, rules))(middle))
     return s.x, s.status, cost
@@ -291,14 +314,17 @@ def _on_a_grid(
     velocity: Any,
     rules: guidance.Guidance,
     x: Array,
-    path: Path,
+    functions: Functions,
     config: SamplerConfig,
     keys: PRNGKey,
     *,
     states: bool,
 ) -> tuple[Array, Array, Array]:
-    noise_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-    solver, ts = SAMPLERS[config.sampler].solver(config, path, noise_keys), nodes(config)
+    noise_keys, ts = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1), nodes(config)
+    if config.solver == DDPM and functions.network.ancestral is not None:
+        solver = solvers.ddpm(functions.path, noise_keys, functions.network.ancestral.chain)
+    else:
+        solver = SAMPLERS[config.sampler].solver(config, functions.path, noise_keys)
     cost = guidance.network_evaluations(solver, rules, ts, config.reuse)
     x = solvers.solve(solver, velocity, x, ts, trajectory=states)
     return jnp.swapaxes(x, 0, 1) if states else x, jnp.int32(solvers.Status.DONE), cost

@@ -42,7 +42,9 @@ def export(
     seed is uint32 (); index int32 ``(b,)`` says which samples of that seed to draw, the same ones that ``sample``
     draws; gamma float32 ``(b,)``; value and present say what each field is asked to be, ``(b, ...)``, and whether it is
     asked at all. The batch size b is symbolic: any number. x is uint8 ``(b, *D)`` for images, float32 for vectors,
-    and for rows of a table, with a class by its number. The file contains the parameters.
+    and for rows of a table, with a class by its number; of a model of latents it is the latents, float32 in the
+    autoencoder's own units, of which ``load_vae(WORKDIR/autoencoder.safetensors).decode`` makes images. The file
+    contains the parameters.
 
     Args:
       model: from ``load``.

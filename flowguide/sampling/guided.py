@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 
+import jax
 import jax.numpy as jnp
 
 from flowguide import guidance, solvers
@@ -14,9 +17,9 @@ from flowguide.paths import Path
 from flowguide.sampling.config import ADAPTIVE, SamplerConfig, nodes
 from flowguide.sampling.measured import Measured
 from flowguide.sampling.request import SampleRequest
-from flowguide.schema import Examples
+from flowguide.schema import Examples, Fields
 from flowguide.targets import with_gamma
-from flowguide.typing import Array, CondVelocity, PyTree, Schedule, Velocity
+from flowguide.typing import Array, CondVelocity, PRNGKey, PyTree, Schedule, Velocity
 
 
 def gamma_conditioned_velocity(velocity: CondVelocity, request: SampleRequest) -> tuple[Velocity, guidance.Guidance]:
@@ -26,7 +29,13 @@ def gamma_conditioned_velocity(velocity: CondVelocity, request: SampleRequest) -
 
 
 def guided_velocity(
-    velocity: CondVelocity, path: Path, config: SamplerConfig, request: SampleRequest, weak: CondVelocity | None = None
+    velocity: CondVelocity,
+    path: Path,
+    config: SamplerConfig,
+    request: SampleRequest,
+    weak: CondVelocity | None = None,
+    keys: PRNGKey | None = None,
+    fields: Fields = MappingProxyType({}),
 ) -> tuple[Velocity | solvers.StatefulVelocity, guidance.Guidance]:
     """Returns the guided velocity of a plain network, and its guidance.
 
@@ -36,6 +45,8 @@ def guided_velocity(
       config: with its defaults resolved.
       request: what is asked.
       weak: a weaker network, for guidance that moves away from one.
+      keys: typed keys ``(B,)``, for guidance that draws (``guidance.methods.RANDOM``); None to check it only.
+      fields: of the condition, for guidance that draws conditions.
 
     Raises:
       ValueError, TypeError: for guidance that cannot combine what is asked.
@@ -52,8 +63,11 @@ def guided_velocity(
         None if config.solver in ADAPTIVE else nodes(config),
         weak,
         config.interval,
+        keys,
+        made_up(fields),
     )
-    guiding = guidance.methods.build(config.guidance, inputs, config.rescale, **dict(config.settings))
+    settings = dict(config.settings)
+    guiding = guidance.methods.build(config.guidance, inputs, config.rescale, config.channels, **settings)
     return guidance.guide(velocity, request.c, guiding, config.passes, config.reuse), guiding
 
 
@@ -84,6 +98,16 @@ def weak_velocity(
     if weak is not None:
         return partial(weak.velocity, weak_params)
     return partial(network.perturbed(perturbation), params) if perturbation != Perturbation() else None
+
+
+def made_up(fields: Fields) -> Callable[[PRNGKey], PyTree]:
+    """Returns key () -> a made-up value of each field, independent of each other, without a batch axis."""
+
+    def draw(key: PRNGKey) -> PyTree:
+        keys = jax.random.split(key, len(fields))
+        return {name: field.random(own, 1)[0] for own, (name, field) in zip(keys, fields.items(), strict=True)}
+
+    return draw
 
 
 def _times(schedule: Schedule, weight: Array | float) -> Schedule:

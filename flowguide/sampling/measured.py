@@ -23,7 +23,7 @@ import numpy as np
 
 from flowguide.errors import DataError, UserError, one_line
 from flowguide.guidance import Measurement, inverse
-from flowguide.schema import DataInfo, Examples, Known, Records, Vectors, files, parse_row
+from flowguide.schema import DataInfo, Examples, Known, Latents, Records, Vectors, files, parse_row
 from flowguide.schema.arrays import as_array
 from flowguide.typing import Array
 
@@ -195,6 +195,10 @@ def read_measured(measured: Measured, info: DataInfo) -> Measured:
         raise UserError(
             f"what is measured are numbers, and {info.name} has classes in its examples: train with known=True, and "
             "give what you know as the condition known"
+        )
+    if isinstance(info.examples, Latents):
+        raise UserError(
+            f"{what} measures what the network sees, and that are latents of {info.name}: use a model of the images"
         )
     y, axes = _numbers(what, measured.y, info.examples), len(shape)
     if isinstance(measured, LinearMap):

@@ -116,7 +116,8 @@ def _defaults(config: SamplerConfig, model: Model | None) -> Mapping[str, Any]:
 
 
 def _check(config: SamplerConfig) -> None:
-    for name in ("guidance", "settings", "schedule", "interval", "rescale", "perturbation", "reuse"):
+    guided = ("guidance", "settings", "schedule", "interval", "rescale", "perturbation", "reuse", "channels")
+    for name in (*guided, "diffusion", "last_kind"):
         if getattr(config, name) != getattr(DEFAULT, name):
             raise UserError(
                 f"sampler 'fkc' draws from one law, a product of powers: {name} = {getattr(config, name)!r} is none; "

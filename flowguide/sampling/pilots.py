@@ -123,3 +123,5 @@ def _check_deterministic(config: SamplerConfig, what: str) -> None:
     if config.solver not in solvers.SOLVERS or config.sampler != "flow":
         names = ", ".join(sorted(solvers.SOLVERS))
         raise UserError(f"{what} {names}; got {config.solver}, sampler {config.sampler}")
+    if config.guidance in guidance.methods.RANDOM:
+        raise UserError(f"{what} a flow that is the same each time, and guidance {config.guidance!r} draws: use 'cfg'")

@@ -38,4 +38,8 @@ def nothing_to_check(*_: object) -> None:
 
 def stochastic(config: SamplerConfig, path: Path, keys: PRNGKey) -> solvers.Solver:
     """Returns the stochastic solver of a config."""
-    return solvers.STOCHASTIC[str(config.solver)](path, keys, float(config.eta or 0.0))
+    eta = float(config.eta or 0.0)
+    if config.solver == "euler_maruyama" and (config.diffusion or config.last_kind != "data"):
+        diffusion = solvers.DIFFUSIONS[config.diffusion or "memoryless"](eta)
+        return solvers.euler_maruyama(path, keys, diffusion, last=config.last_kind)  # pyright: ignore[reportArgumentType]
+    return solvers.STOCHASTIC[str(config.solver)](path, keys, eta)

@@ -15,7 +15,6 @@ from flowguide.sampling.checks import check, check_counts, resolve_defaults
 from flowguide.sampling.config import ADAPTIVE, DEFAULT, SamplerConfig, nodes
 from flowguide.sampling.draw import in_batches
 from flowguide.sampling.request import request
-from flowguide.schema import output
 from flowguide.schema.conditions import Cond, sample_count
 from flowguide.typing import Device
 
@@ -67,4 +66,4 @@ def trajectory(
     over = in_a_row(devices)
     parts = batches(asked, num, batch_size, seed, over, progress=progress, first=first)
     x, _ = in_batches(model, weak, config, over, parts, states=True)
-    return Trajectory(np.asarray(nodes(config)), output(model.info, x, asked.c))
+    return Trajectory(np.asarray(nodes(config)), model.output(x, asked.c))

@@ -6,7 +6,7 @@ which types there are.
 
 from flowguide.schema.batch import Batch
 from flowguide.schema.conditions import Cond, conditions, negative_list
-from flowguide.schema.examples import Examples, Images, Records, Vectors, example_spec, to_floats, to_pixels
+from flowguide.schema.examples import Examples, Images, Latents, Records, Vectors, example_spec, to_floats, to_pixels
 from flowguide.schema.fields import (
     Aligned,
     ClassMap,
@@ -45,6 +45,7 @@ __all__ = [
     "Known",
     "Label",
     "Labels",
+    "Latents",
     "Records",
     "Series",
     "Tokens",

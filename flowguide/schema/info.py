@@ -10,7 +10,7 @@ import numpy as np
 
 from flowguide.condition import Condition
 from flowguide.errors import DataError
-from flowguide.schema.examples import Examples, examples_from_json, examples_to_json
+from flowguide.schema.examples import Examples, Latents, examples_from_json, examples_to_json
 from flowguide.schema.fields import Fields, Known, field_from_json, field_to_json
 
 KNOWN = "known"  # name of the field with the known part of an example
@@ -31,7 +31,7 @@ class DataInfo(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one example, as stored and as a user gets it."""
+        """Shape of one example, as a user gets it."""
         return self.examples.shape
 
     @property
@@ -44,8 +44,13 @@ def with_known(info: DataInfo) -> DataInfo:
     """Returns ``info`` with a field "known", by which a model completes any part of an example from any other.
 
     Raises:
-      DataError: if the data have a field of that name.
+      DataError: if the data have a field of that name, or the network does not see the parts of examples.
     """
+    if isinstance(info.examples, Latents):
+        raise DataError(
+            f"got the latents of {info.name}, of which no part is known from a part of the image: leave "
+            "known out, or train on the images"
+        )
     if KNOWN in info.fields:
         raise DataError(f"got a field called {KNOWN!r} in {info.name}, as the known part of the example: rename it")
     return info._replace(fields={**info.fields, KNOWN: Known(info.examples)})
@@ -53,6 +58,8 @@ def with_known(info: DataInfo) -> DataInfo:
 
 def output(info: DataInfo, x: Any, c: Condition) -> Any:
     """Converts what the network draws to what a user gets, with the known part of each sample as it was given.
+
+    Latents stay latents: ``Model.output`` decodes them.
 
     Args:
       info: of the model.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,30 @@ def moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     changes = rows.max(axis=0) > rows.min(axis=0)
     mean, scale = rows.mean(axis=0), np.where(changes, rows.std(axis=0), 1.0)
     scale = np.where(scale > 0, scale, 1.0)
+    return tuple(mean.astype(np.float32).tolist()), tuple(scale.astype(np.float32).tolist())
+
+
+def moments_of_parts(parts: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns ``moments`` of rows that come in parts ``(n, d)``, of which one is in memory at a time.
+
+    Without any row both are empty.
+
+    Sums of squares are combined as by Chan, Golub and LeVeque 1983, eq. 2.1.
+    """
+    count, mean, squares, low, high = 0, np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0)
+    for part in parts:
+        rows = part.astype(np.float64)
+        if not (n := len(rows)):
+            continue
+        own = rows.mean(axis=0)
+        if not count:
+            mean, squares, low, high = np.zeros_like(own), np.zeros_like(own), rows[0], rows[0]
+        apart, count = own - mean, count + n
+        squares = squares + ((rows - own) ** 2).sum(axis=0) + apart**2 * (n * (count - n) / count)
+        mean = mean + apart * (n / count)
+        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    scale = np.sqrt(squares / max(count, 1))
+    scale = np.where((high > low) & (scale > 0), scale, 1.0)
     return tuple(mean.astype(np.float32).tolist()), tuple(scale.astype(np.float32).tolist())
 
 

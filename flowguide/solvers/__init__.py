@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from flowguide.paths import Path
 from flowguide.solvers.adaptive import Solution, Status, solve_adaptive
+from flowguide.solvers.ancestral import ddpm
 from flowguide.solvers.diffrax_bridge import as_diffrax, from_diffrax
 from flowguide.solvers.exponential import ddim, dpmpp_2m, unipc2
 from flowguide.solvers.fitted import fit_grid
@@ -27,6 +28,7 @@ from flowguide.solvers.runge_kutta import (
     dopri5,
     euler,
     heun,
+    heun_edm,
     midpoint,
     ralston,
     rk4,
@@ -34,7 +36,15 @@ from flowguide.solvers.runge_kutta import (
     tsit5,
 )
 from flowguide.solvers.solver import Solver, StatefulVelocity, evaluation_times, solve, vector_field
-from flowguide.solvers.stochastic import DIFFUSIONS, Diffusion, euler_maruyama, memoryless, renoise, renoise_2m
+from flowguide.solvers.stochastic import (
+    DIFFUSIONS,
+    Diffusion,
+    Last,
+    euler_maruyama,
+    memoryless,
+    renoise,
+    renoise_2m,
+)
 from flowguide.typing import Array, PRNGKey
 
 # Deterministic fixed-grid methods, by name; those that need no path ignore it.
@@ -42,6 +52,7 @@ SOLVERS: dict[str, Callable[[Path], Solver]] = {
     "euler": lambda path: euler(),
     "midpoint": lambda path: midpoint(),
     "heun": lambda path: heun(),
+    "heun_edm": lambda path: heun_edm(),
     "ralston": lambda path: ralston(),
     "rk4": lambda path: rk4(),
     "ab2": lambda path: ab2(),
@@ -76,6 +87,7 @@ __all__ = [
     "STOCHASTIC",
     "TSIT5",
     "Diffusion",
+    "Last",
     "Solution",
     "Solver",
     "StatefulVelocity",
@@ -87,6 +99,7 @@ __all__ = [
     "as_diffrax",
     "bosh3",
     "ddim",
+    "ddpm",
     "dopri5",
     "dpmpp_2m",
     "euler",
@@ -95,6 +108,7 @@ __all__ = [
     "fit_grid",
     "from_diffrax",
     "heun",
+    "heun_edm",
     "memoryless",
     "midpoint",
     "ralston",

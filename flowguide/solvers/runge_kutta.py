@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from flowguide.solvers.solver import Solver, advance
 from flowguide.typing import Array, PyTree, Velocity
 
@@ -124,6 +127,27 @@ def euler() -> Solver:
 def heun() -> Solver:
     """Heun's method (explicit trapezoid), order 2, two evaluations per step."""
     return runge_kutta(HEUN)
+
+
+def heun_edm() -> Solver:
+    """Heun's method, but Euler's in a step to t = 1 (Karras et al. 2022, Algorithm 1), order 2.
+
+    There the velocity at the end is evaluated too, and not used.
+    """
+    trapezoid = runge_kutta(HEUN)
+
+    def step(velocity: Velocity, memory: PyTree, x: PyTree, t: Array, t_next: Array) -> tuple[PyTree, PyTree]:
+        slopes = []
+
+        def kept(t: Array, x: PyTree) -> PyTree:
+            slopes.append(velocity(t, x))
+            return slopes[-1]
+
+        new, memory = trapezoid.step(kept, memory, x, t, t_next)
+        straight = advance(x, t_next - t, (1.0,), (slopes[0],))
+        return jax.tree.map(lambda a, b: jnp.where(t_next >= 1, a, b), straight, new), memory
+
+    return trapezoid._replace(step=step)
 
 
 def midpoint() -> Solver:

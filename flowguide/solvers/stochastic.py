@@ -18,7 +18,7 @@ array ``(B, *D)``. Steps only go from noise to data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from flowguide.paths import Path
 from flowguide.solvers.exponential import log_ratio, predictions, step_ratio
 from flowguide.solvers.solver import Solver, over
 from flowguide.typing import Array, PRNGKey, PyTree, Velocity
+
+Last = Literal["data", "mean"]
 
 
 class Diffusion(Protocol):
@@ -81,7 +83,13 @@ DIFFUSIONS: dict[str, Callable[..., Diffusion]] = {
 }
 
 
-def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None, total: float | Array = 1.0) -> Solver:
+def euler_maruyama(
+    path: Path,
+    keys: PRNGKey,
+    diffusion: Diffusion | None = None,
+    total: float | Array = 1.0,
+    last: Last = "data",
+) -> Solver:
     """Euler-Maruyama: x' = x + (u + D·s)dt + √(2D·dt)z, D = min(D_t, σ²/(2W·dt)); weak order 1, one evaluation a step.
 
     The bound on D costs no accuracy, as any D ≥ 0 has the same marginals. It is active only where steps are too long
@@ -94,19 +102,30 @@ def euler_maruyama(path: Path, keys: PRNGKey, diffusion: Diffusion | None = None
       diffusion: D_t; ``memoryless()`` by default.
       total: W = Σ w_i > 0, () or ``(B,)``, if the velocity is a mix Σ w_i·u_i. 1 for a single velocity and for
         guidance.
+      last: what a step to t = 1 returns: "data", x̂1; or "mean", x + (u + D_t·s)dt, the step without its noise and
+        without the bound on D, as SiT's last step "Mean" (Ma et al. 2024, released code).
+
+    Raises:
+      ValueError: if ``last`` is unknown.
     """
     diffusion = memoryless() if diffusion is None else diffusion
+    if last not in get_args(Last):
+        raise ValueError(f"last must be one of {get_args(Last)}; got {last!r}")
 
     def move(t: Array, t_next: Array, x: Array, d: Array, e: Array, z: Array) -> Array:
         w, s, dt = over(jnp.asarray(total, x.dtype), x), path.sigma(t), t_next - t
-        amount = diffusion(path, t)
-        amount = jnp.where(jnp.isnan(amount), 0.0, amount)  # η = 0 at t = 0 is 0·∞: no noise
-        amount = jnp.minimum(amount, s**2 / (2 * w * dt))
+        whole = diffusion(path, t)
+        whole = jnp.where(jnp.isnan(whole), 0.0, whole)  # η = 0 at t = 0 is 0·∞: no noise
+        amount = jnp.minimum(whole, s**2 / (2 * w * dt))
         u = w * paths.conditional_velocity(path, t, e, d)
         minus_score = w * e / jnp.where(s == 0, 1.0, s)
-        return x + dt * (u - amount * minus_score) + jnp.sqrt(2 * amount * dt) * z
+        new = x + dt * (u - amount * minus_score) + jnp.sqrt(2 * amount * dt) * z
+        if last == "data":
+            return new
+        whole = jnp.where(jnp.isinf(whole), amount, whole)
+        return jnp.where(t_next >= 1, x + dt * (u - whole * minus_score), new)
 
-    return _stochastic(path, keys, total, move)
+    return _stochastic(path, keys, total, move, end=last == "data")
 
 
 def renoise(path: Path, keys: PRNGKey, eta: float | Array = 1.0, total: float | Array = 1.0) -> Solver:
@@ -216,11 +235,15 @@ def _deterministic_at_the_end(path: Path, t_next: Array, d: Array, e: Array, new
     return jnp.where(t_next >= 1, paths.interpolate(path, t_next, e, d), new)
 
 
-def _stochastic(path: Path, keys: PRNGKey, total: float | Array, move: Callable[..., Array]) -> Solver:
+def _stochastic(
+    path: Path, keys: PRNGKey, total: float | Array, move: Callable[..., Array], end: bool = True
+) -> Solver:
+    """Returns the solver of ``move``; with ``end`` a step to t = 1 returns x̂1 instead."""
+
     def step(velocity: Velocity, memory: PyTree, x: Array, t: Array, t_next: Array) -> tuple[Array, PyTree]:
         d, e = predictions(path, _mean(velocity, total), t, x)
         new = move(t, t_next, x, d, e, noise(keys, memory, x))
-        new = _deterministic_at_the_end(path, t_next, d, e, new)
+        new = _deterministic_at_the_end(path, t_next, d, e, new) if end else new
         return new.astype(x.dtype), memory + 1
 
     return Solver(lambda x: jnp.int32(0), step, (0.0,), forward_only=True)

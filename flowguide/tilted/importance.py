@@ -60,6 +60,6 @@ def importance_weights(
     def density(velocity: Velocity) -> Array:
         return likelihood.log_density(velocity, x1, divergence=divergence, ts=ts, solver=solver).log_density
 
-    log_target = mix(p, [density(bind(*factor)) for factor in p.factors])
+    log_target = mix(p, [density(bind(factor.velocity, factor.condition)) for factor in p.factors])
     log_sampler = density(lambda t, x: mix(p, evaluate(p.factors, t, x)))
     return Weighed(log_target - log_sampler, log_target, log_sampler)

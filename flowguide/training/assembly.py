@@ -15,7 +15,8 @@ from flowguide.errors import UserError
 from flowguide.losses import Recipe
 from flowguide.model import Model, from_config
 from flowguide.networks import Network
-from flowguide.schema import DataInfo
+from flowguide.schema import DataInfo, example_spec
+from flowguide.training import smoothing
 from flowguide.training.parallel import Layout, StepWith
 from flowguide.training.step import Loss, TrainState, init_state, make_loss, make_step
 from flowguide.typing import Device, PRNGKey
@@ -66,46 +67,61 @@ def assemble(
     """
     layout, model = build.layout(config, devices), from_config(config, info, network)
     task, recipe, average = build.task(config), build.recipe(config), build.average(config)
+    tracked = build.tracked(config)
     optimizer, rate = build.optimizer(config)
     init_key, draw_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     teach = None if teacher is None else teacher.network.velocity
-    mirrored = info.examples.mirrored if config.flip else None
-    if mirrored is not None:
+    if config.flip:
         _check_mirror(info)
+    if recipe.target.contrast is not None:
+        _check_others(config, len(devices))
 
     def loss(recipe: Recipe, key: PRNGKey, train: bool) -> Loss:
         return make_loss(
             model.network,
             recipe,
-            info.examples.to_model,
+            smoothing.jittered(info.examples.draw, config.jitter if train else 0.0),
             key,
-            mirrored if train else None,
+            flip=config.flip and train,
             task=task,
             teacher=teach,
             fields=info.fields,
         )
 
-    def step_with(shares: int) -> StepWith:
-        shared = recipe._replace(coupling=couplings.within(recipe.coupling, shares))
-        return make_step(loss(shared, draw_key, train=True), optimizer, average, config.accumulate)
+    def shared(shares: int) -> Recipe:
+        coupling, others = (couplings.within(pairs, shares) for pairs in (recipe.coupling, recipe.others))
+        return recipe._replace(coupling=coupling, others=others)
 
-    undropped = recipe._replace(
-        coupling=couplings.within(recipe.coupling, layout.shares), drop_rate=0.0, drop_field_rate=0.0
-    )
+    def step_with(shares: int) -> StepWith:
+        return make_step(loss(shared(shares), draw_key, train=True), optimizer, average, config.accumulate, tracked)
+
+    undropped = shared(layout.shares)._replace(drop_rate=0.0, drop_field_rate=0.0)
     return Assembly(
         model=model,
         layout=layout,
         optimizer=optimizer,
         rate=rate,
-        init=partial(init_state, model.network, optimizer),
+        init=partial(init_state, model.network, optimizer, tracked=len(tracked)),
         init_key=init_key,
         step_with=step_with,
         validation_loss=loss(undropped, test_key, train=False),
     )
 
 
+def _check_others(config: Config, devices: int) -> None:
+    """Raises ``UserError`` if an example is alone on its device, in training or validation."""
+    fewest = {"batch_size": devices * config.accumulate, "eval_examples": devices}
+    for name, parts in fewest.items():
+        if config[name] < 2 * parts:
+            raise UserError(
+                f"target {config.target.name!r} pairs the examples of a device, in each of its parts; got {name} "
+                f"{config[name]} for {parts}: expected {2 * parts} or more"
+            )
+
+
 def _check_mirror(info: DataInfo) -> None:
     try:
-        jax.eval_shape(info.examples.mirrored, jax.ShapeDtypeStruct((1, *info.model_shape), "float32"))
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        jax.eval_shape(info.examples.draw, keys, example_spec(info.examples, 1), jax.ShapeDtypeStruct((1,), bool))
     except ValueError as error:
         raise UserError(str(error)) from error

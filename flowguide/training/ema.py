@@ -36,7 +36,8 @@ def power(std: float = 0.05) -> Profile:
       ValueError: if ``std`` is out of range.
     """
     gamma = power_exponent(std)
-    return lambda n: (1.0 - 1.0 / (n + 1.0)) ** (gamma + 1.0)
+    # By logarithms, because float32 rounds 1 - 1/n: after a million updates the average would be 1 % too fast.
+    return lambda n: jnp.exp((gamma + 1.0) * jnp.log1p(-1.0 / (n + 1.0)))
 
 
 def power_exponent(std: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -91,6 +91,8 @@ def previews(context: Context) -> Evaluator:
 
     All processes draw; the main process has the picture.
     """
+    if context.config.task == "autoencoder":
+        return _reconstructions(context)
     config, model, p = context.config, context.assembly.model, context.config.preview
     every = p.every if config.task == "flow" else 0
     if not p.gammas:
@@ -108,18 +110,38 @@ def previews(context: Context) -> Evaluator:
             sampling.sample(trained, c or "", num=num, gamma=gamma, config=sampler, seed=config.seed, batch_size=num).x
             for gamma in gammas
         ]
-        if not processes.is_main_process():
-            return Evaluation()
-        folder = context.workdir / "previews"
-        try:
-            storage.make_folder(folder)
-            labels = [f"γ = {gamma:g}" for gamma in gammas]
-            picture = save_figure(folder / f"{number:08d}.png", np.stack(drawn)[None], [""], labels)
-        except Exception as error:  # of this process alone: the others have drawn as well
-            raise UserError(f"{type(error).__name__}: {error}") from error
-        return Evaluation(picture=picture)
+        return _pictured(context.workdir, number, drawn, [f"γ = {gamma:g}" for gamma in gammas])
 
     return Evaluator("preview", every, evaluate, optional=True)
+
+
+def _reconstructions(context: Context) -> Evaluator:
+    """Shows held-out images and what the autoencoder makes of them, with a draw of their latents."""
+    info, num = context.train.info, min(context.config.preview.num, context.test.size)
+    every = context.config.preview.every
+    reconstruct: Callable[..., Any] = context.assembly.model.network.velocity
+    images = context.test.read(np.arange(num if every else 1)).x
+    whole = jax.jit(lambda params, keys, x: info.examples.to_output(reconstruct(params, keys, x, given({})).x))
+
+    def evaluate(params: PyTree, number: int) -> Evaluation:
+        keys = jax.random.split(jax.random.key(context.config.seed), num)
+        found = processes.gather(whole(params, keys, info.examples.to_model(images)))
+        return _pictured(context.workdir, number, [images, found], ["held out", "reconstructed"])
+
+    return Evaluator("preview", every, evaluate, optional=True)
+
+
+def _pictured(workdir: Path, number: int, drawn: Sequence[np.ndarray], labels: list[str]) -> Evaluation:
+    """Saves a picture with a column for each array of examples; only the main process does."""
+    if not processes.is_main_process():
+        return Evaluation()
+    folder = workdir / "previews"
+    try:
+        storage.make_folder(folder)
+        picture = save_figure(folder / f"{number:08d}.png", np.stack(drawn)[None], [""], labels)
+    except Exception as error:  # of this process alone: the others have drawn as well
+        raise UserError(f"{type(error).__name__}: {error}") from error
+    return Evaluation(picture=picture)
 
 
 def metrics(context: Context) -> Evaluator:

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flowguide import build, checkpoint, processes, sampling, storage
+from flowguide import build, checkpoint, processes, sampling, snapshots, storage
+from flowguide.autoencoder import FILE, Decoder, load_decoder
 from flowguide.build import Splits
 from flowguide.config import Config, check_numbers, check_types, complete, config_text
 from flowguide.data import Dataset, batches, check_fingerprint, fingerprint, numbers_of_batch
@@ -23,7 +24,7 @@ from flowguide.errors import UserError, listed, one_line
 from flowguide.kinds import checked
 from flowguide.model import Model
 from flowguide.networks import Network, count_parameters
-from flowguide.schema import info_to_json
+from flowguide.schema import Latents, info_to_json
 from flowguide.shutdown import failing_at_once, interrupted_by_signals
 from flowguide.training.advice import hardly_trained, slow_on_cpu, unused_fields
 from flowguide.training.assembly import Assembly, assemble
@@ -33,6 +34,7 @@ from flowguide.training.logs import Log, bytes_on, device_memory
 from flowguide.training.optimizer import slower
 from flowguide.training.parallel import abstract, lay_out, parallelize, replicas_agree
 from flowguide.training.profiling import ProfileWindow, check_window
+from flowguide.training.start import load_start, started
 from flowguide.training.step import ReadOnly, TrainState
 from flowguide.training.teacher import load_teacher
 from flowguide.typing import PyTree
@@ -51,7 +53,8 @@ class Job(NamedTuple):
       position_of: fingerprint of the stream, without which a position in it means nothing.
       evaluators: what is measured and drawn on the way.
       lesson: the teacher's parameters, laid out, or None.
-      files: texts by name that lie beside the checkpoints.
+      start: parameters to start from, of ``load_start``; None for fresh ones.
+      files: contents by name that lie beside the checkpoints.
     """
 
     config: Config
@@ -62,7 +65,8 @@ class Job(NamedTuple):
     position_of: dict[str, Any]
     evaluators: list[Evaluator]
     lesson: PyTree
-    files: dict[str, str]
+    start: PyTree
+    files: dict[str, str | bytes]
 
 
 @checked
@@ -107,7 +111,8 @@ def train(
         saves = checkpoint.manager(workdir, job.config.keep)
         state = _restore(job, saves)
         check_window(profile, int(state.step), job.config.steps)
-        state = _loop(job, saves, state, check_folder, stop_after, profile, deadline)
+        snapshot_saves = snapshots.manager(workdir, job.config.posthoc.keep) if state.tracked else None
+        state = _loop(job, saves, snapshot_saves, state, check_folder, stop_after, profile, deadline)
         processes.wait("all is written")
     return state
 
@@ -123,6 +128,9 @@ def _build(config: Config, workdir: Path, stop_after: int | None, data: Splits |
     train_data, test = data or build.splits(config)
     teacher = load_teacher(config, train_data.info)
     assembly = assemble(config, train_data.info, devices, teacher, network)
+    start = None if checkpoint.any_in(workdir) else load_start(config, assembly.model)
+    decoder, autoencoder = _decoder(train_data)
+    assembly = assembly._replace(model=assembly.model._replace(decoder=decoder))
     lesson = None if teacher is None else lay_out(teacher.params, assembly.layout)
     evaluators = made(Context(config, assembly, train_data, test, workdir, lesson))
     ranks = jax.process_count()
@@ -132,8 +140,17 @@ def _build(config: Config, workdir: Path, stop_after: int | None, data: Splits |
     position_of = fingerprint(train_data, config.batch_size, config.seed)
     processes.check_same("data set", position_of)
     info = json.dumps(info_to_json(train_data.info), indent=1) + "\n"
-    files = {"config.json": config_text(config), "info.json": info}
-    return Job(config, workdir, assembly, train_data, stream, position_of, evaluators, lesson, files)
+    files = {"config.json": config_text(config), "info.json": info, **autoencoder}
+    return Job(config, workdir, assembly, train_data, stream, position_of, evaluators, lesson, start, files)
+
+
+def _decoder(data: Dataset) -> tuple[Decoder | None, dict[str, bytes]]:
+    """Returns what makes images of the latents of these data, and its file by name; none for other data."""
+    if not isinstance(data.info.examples, Latents):
+        return None, {}
+    if data.folder is None:
+        raise UserError(f"{data.info.name} has latents without an autoencoder: `flowguide data encode` makes both")
+    return load_decoder(data.folder, data.info.examples), {FILE: (data.folder / FILE).read_bytes()}
 
 
 def _restore(job: Job, saves: ocp.CheckpointManager) -> TrainState:
@@ -141,7 +158,8 @@ def _restore(job: Job, saves: ocp.CheckpointManager) -> TrainState:
     init, key, layout = job.assembly.init, job.assembly.init_key, job.assembly.layout
     processes.check_same("list of checkpoints", sorted(saves.all_steps()))
     if saves.latest_step() is None:
-        return init(key, shardings=layout.shardings)
+        fresh = init(key, shardings=layout.shardings)
+        return fresh if job.start is None else started(fresh, job.start)
     like = abstract(jax.eval_shape(init, key), layout)
     state, saved_at = checkpoint.restore(saves, like, job.stream, info_to_json(job.data.info))
     check_fingerprint(saved_at, job.position_of)
@@ -151,6 +169,7 @@ def _restore(job: Job, saves: ocp.CheckpointManager) -> TrainState:
 def _loop(
     job: Job,
     saves: ocp.CheckpointManager,
+    snapshot_saves: ocp.CheckpointManager | None,
     state: TrainState,
     check_folder: Callable[[], None],
     stop_after: int | None,
@@ -167,13 +186,16 @@ def _loop(
     index = np.arange(rank * share, (rank + 1) * share, dtype=np.int32)
     log_to = Log(job.workdir, first, config.steps, config.batch_size, not processes.is_main_process(), deadline)
     factor_of = partial(_slower, config, time.monotonic(), deadline)
-    with interrupted_by_signals() as interrupted, checkpoint.closing(saves), log_to as log, failing_at_once():
+    closing = checkpoint.closing(*filter(None, (saves, snapshot_saves)))
+    with interrupted_by_signals() as interrupted, closing, log_to as log, failing_at_once():
         _introduce(job, state, log, timed=deadline < math.inf)
         left = partial(_examples_left, job, first, timed=deadline < math.inf)
         report, last_kept = partial(_report, job, saves, guard, log, left), partial(_last_kept, saves)
         pending: tuple[int, float, dict[str, jax.Array]] | None = None
         due = False
         with _rescuing(job, lambda: state):
+            if snapshot_saves is not None:
+                snapshots.resume(snapshot_saves, state, info_to_json(job.data.info))
             for number in range(first + 1, config.steps + 1):
                 window.before(number)
                 batch, started = next(job.stream), time.perf_counter()
@@ -198,6 +220,8 @@ def _loop(
                     log.say(f"step {number} was skipped, and no checkpoint is kept of it. {last_kept()}")
                 scores = _evaluate(job, state, number, last, log)
                 log.say(window.after(number, state, stop))
+                if snapshot_saves is not None and (save or number % config.posthoc.every == 0):
+                    _save_snapshot(job, saves, snapshot_saves, state, check_folder, wait=last or stop)
                 if save:
                     _save(job, saves, state, check_folder, scores, wait=last or stop)
                 _evaluate_optional(job, state, number, last, log)
@@ -329,6 +353,21 @@ def _save(
     checkpoint.save(saves, state, job.stream, job.position_of, scores if ranked else None, info=info, wait=wait)
 
 
+def _save_snapshot(
+    job: Job,
+    saves: ocp.CheckpointManager,
+    snapshot_saves: ocp.CheckpointManager,
+    state: TrainState,
+    check_folder: Callable[[], None],
+    *,
+    wait: bool,
+) -> None:
+    check_folder()
+    if processes.is_distributed():
+        checkpoint.finish(saves)  # see ``snapshots.save``
+    snapshots.save(snapshot_saves, state, info_to_json(job.data.info), wait=wait)
+
+
 @contextlib.contextmanager
 def _rescuing(job: Job, state: Callable[[], TrainState]) -> Generator[None]:
     """If the folder can no longer be written to (a full disk, a folder that is gone), saves the state elsewhere."""
@@ -347,7 +386,12 @@ def _rescuing(job: Job, state: Callable[[], TrainState]) -> Generator[None]:
 
 def _conclude(job: Job, saves: ocp.CheckpointManager, state: TrainState, ended: bool, log: Log) -> None:
     """After the last step: looks whether ∅ was learned, and says what to do next."""
-    if job.config.task != "flow" or saves.latest_step() is None:
+    if saves.latest_step() is None:
+        return
+    if job.config.task == "autoencoder":
+        of = job.config.data.path or job.config.data.name
+        log.say(f"encode with it: flowguide data encode {of} --vae={job.workdir} --out={job.data.info.name}_latents")
+    if job.config.task != "flow":
         return
     if ended and int(state.step) == saves.latest_step():
         model: Model = job.assembly.model._replace(params=state.ema, step=int(state.step))

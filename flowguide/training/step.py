@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -17,12 +17,15 @@ from flowguide.losses import Recipe, example_keys, flow_matching
 from flowguide.networks import Network
 from flowguide.networks.module import Apply
 from flowguide.schema import Batch, Fields, Known
+from flowguide.schema.examples import mirrored_where
 from flowguide.training import ema
 from flowguide.typing import Array, PRNGKey, PyTree
 
 # Averages per-device means over all devices, to means over the global batch.
 Mean: TypeAlias = Callable[[PyTree], PyTree]
 Metrics: TypeAlias = dict[str, Array]
+# keys (B,), stored examples (B, ...), coins (B,) or None -> what the network sees (B, *D)
+Draw: TypeAlias = Callable[[PRNGKey, Array, "Array | None"], Array]
 # params, step, batch, the teacher's params or None -> mean loss ()
 Loss: TypeAlias = Callable[..., Array]
 
@@ -35,12 +38,14 @@ class TrainState(NamedTuple):
       params: float32 tree.
       ema: moving average of ``params``, used for sampling.
       opt_state: state of the Optax optimiser.
+      tracked: further averages of ``params``, which the run snapshots (``snapshots``).
     """
 
     step: Array
     params: PyTree
     ema: PyTree
     opt_state: PyTree
+    tracked: tuple[PyTree, ...] = ()
 
 
 class ReadOnly(NamedTuple):
@@ -60,13 +65,23 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: PRNGKey,
     shardings: Callable[[PyTree], PyTree] | None = None,
+    tracked: int = 0,
 ) -> TrainState:
-    """Returns a fresh state, made by one jitted program; ``shardings`` maps an abstract tree to those of its leaves."""
+    """Returns a fresh state, made by one jitted program.
+
+    Args:
+      network: the network to train.
+      optimizer: the Optax optimiser.
+      key: of the first parameters.
+      shardings: an abstract tree -> the shardings of its leaves.
+      tracked: number of averages beside the EMA.
+    """
 
     def build(key: PRNGKey) -> TrainState:
         params = network.init(key)
-        # A copy, because donation would otherwise donate the same buffer twice.
-        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+        # Copies, because donation would otherwise donate the same buffer twice.
+        average, *others = (jax.tree.map(jnp.copy, params) for _ in range(1 + tracked))
+        return TrainState(jnp.int32(0), params, average, optimizer.init(params), tuple(others))
 
     places = shardings(jax.eval_shape(build, key)) if shardings else None
     return jax.jit(build, out_shardings=places)(key)
@@ -75,9 +90,9 @@ def init_state(
 def make_loss(
     network: Network,
     recipe: Recipe,
-    prepare: Callable[[Array], Array],
+    draw: Draw,
     root: PRNGKey,
-    mirrored: Callable[[Array], Array] | None = None,
+    flip: bool = False,
     task: Callable[..., Array] = flow_matching,
     teacher: Apply | None = None,
     fields: Fields = MappingProxyType({}),
@@ -87,9 +102,9 @@ def make_loss(
     Args:
       network: the network to train.
       recipe: what the loss draws, and how.
-      prepare: converts stored data to the network's float32 input.
+      draw: converts stored data to the network's float32 input, ``Examples.draw``.
       root: root key; draws depend on it, the step and the index of the example in the global batch.
-      mirrored: mirrors examples ``(B, *D)``; each is mirrored with probability ½. None disables it.
+      flip: whether each example is mirrored with probability ½.
       task: the loss of each example, one of ``losses.TASKS``.
       teacher: velocity of a frozen network; None for the velocity of ``network``, which then uses the trained params
         unless teacher params are given.
@@ -100,13 +115,13 @@ def make_loss(
 
     def loss(params: PyTree, step: Array, batch: Batch, teacher_params: PyTree = None) -> Array:
         keys = example_keys(root, step, batch.index)
-        x1, value = prepare(batch.x), batch.value
-        if mirrored is not None:
-            coins = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
-            x1 = _where(coins, mirrored(x1), x1)
+        value = batch.value
+        coins = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys) if flip else None
+        x1 = draw(keys, batch.x, coins)
+        if flip:
             value = {
                 **value,
-                **{k: _where(coins, fields[k].mirrored(value[k]), value[k]) for k in fields if k in value},
+                **{k: mirrored_where(coins, value[k], fields[k].mirrored) for k in fields if k in value},
             }
         value = with_parts(value, fields, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2), x1)
         learner = partial(network.velocity, params)
@@ -129,15 +144,12 @@ def with_parts(value: PyTree, fields: Fields, keys: PRNGKey, x1: Array) -> PyTre
     return {**value, **parts} if parts else value
 
 
-def _where(coins: Array, yes: Array, no: Array) -> Array:
-    return jnp.where(coins.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)
-
-
 def make_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     profile: ema.Profile,
     accumulate: int = 1,
+    tracked: Sequence[ema.Profile] = (),
 ) -> Callable[[Mean], Callable[..., tuple[TrainState, Metrics]]]:
     """Returns a function from a mean over devices to the training step (state, batch, ``ReadOnly`` or None).
 
@@ -148,6 +160,7 @@ def make_step(
       optimizer: the Optax optimiser.
       profile: profile of the EMA.
       accumulate: number of parts in which a device processes its batch, to save memory; the result is the same.
+      tracked: profiles of the averages ``TrainState.tracked``.
     """
 
     def step_with(mean: Mean) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -162,14 +175,17 @@ def make_step(
             if read.slower is not None:  # of all optimisers here the updates are proportional to the learning rate
                 updates = optax.tree.scale(read.slower, updates)
             params = optax.apply_updates(state.params, updates)
-            average = ema.update(profile, state.step, state.ema, params)
+            average, *others = (
+                ema.update(each, state.step, old, params)
+                for each, old in zip((profile, *tracked), (state.ema, *state.tracked), strict=True)
+            )
             norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
             metrics = {"loss": value, **norms}
             # A non-finite step changes only the step count, and with it the next draws.
             finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
-            new, old = (params, average, opt_state), (state.params, state.ema, state.opt_state)
-            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-            return TrainState(state.step + 1, *kept), metrics
+            new = TrainState(state.step, params, average, opt_state, tuple(others))
+            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+            return kept._replace(step=state.step + 1), metrics
 
         return step
 

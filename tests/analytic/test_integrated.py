@@ -41,6 +41,7 @@ def test_start_at_a_later_time():
     np.testing.assert_allclose(forgets[0, 0], memoryless, rtol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gamma", [2.5, lambda t: 1.0 + 3.0 * t], ids=["constant", "ramp"])
 def test_covariances_that_do_not_commute(gamma: float | Callable[[Any], Any]):
     """The flow of a linear field is affine, so its values at 0 and the unit vectors determine it."""
@@ -67,6 +68,7 @@ def test_covariances_that_do_not_commute(gamma: float | Callable[[Any], Any]):
     np.testing.assert_allclose(covariance, shape @ shape.T, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_strong_noise_tends_to_the_tilted_law_in_three_dimensions():
     rng = np.random.default_rng(1)
     root = rng.normal(size=(2, 3, 3)) * 0.4

@@ -42,6 +42,7 @@ def test_density_integrates_to_one(label):
     assert float(density.sum()) * 0.05**2 == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("label", [0, 1, None])
 def test_the_flow_carries_noise_to_the_law(label):
     """Moments of samples drawn through the velocity against those of exact draws, within Monte Carlo error."""

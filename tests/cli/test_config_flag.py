@@ -66,8 +66,22 @@ SWITCHED = [
             "depth": 3,
             "heads": 6,
             "ratio": 4,
+            "time_scale": 1000.0,
+            "time_features": 128,
+            "positions": "sincos",
+            "rope": False,
+            "norm": "layer",
+            "qk_norm": False,
+            "mlp": "gelu",
+            "bottleneck": 0,
+            "class_tokens": 0,
+            "class_tokens_from": 0,
+            "registers": 0,
+            "shared_film": False,
+            "context": "keys",
+            "attention": "xla",
             "remat": False,
-            "unroll": 1,
+            "unroll": 0,
             "dtype": "float32",
         },
     ),
@@ -148,7 +162,7 @@ def test_a_config_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
 MISTAKES = [
     ([], "expected --config=NAME, an experiment such as avatars"),
     (["--config.lr=1"], "expected --config=NAME"),
-    (["--config=avatrs"], "unknown config 'avatrs', did you mean 'avatars'?: there are avatars, captions"),
+    (["--config=avatrs"], "unknown config 'avatrs', did you mean 'avatars'?: there are avatars, avatars_latent"),
     (["--config="], "the config file cannot be loaded: there is no file"),
     (["--config=configs"], "the config file cannot be loaded: there is no file configs"),
     (["--config=nowhere.py"], "the config file cannot be loaded: there is no file nowhere.py"),
@@ -224,6 +238,7 @@ def test_an_unknown_command():
     assert not done.stdout
 
 
+@pytest.mark.thorough
 def test_the_help_of_a_command():
     done = run("-m", "flowguide", "train", "--help")
     assert done.returncode == 0, done.stderr

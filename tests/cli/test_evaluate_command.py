@@ -29,6 +29,7 @@ def command(*arguments):
     evaluate.main(values)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(digits, tmp_path, capsys):
     sweep = ["--gamma=1,2", "--guidance=cfg,apg:momentum=-0.5", "--steps=2"]
     sweep += ["--html", "--html_samples=2", "--html_steps=2", "--html_cond=3", "--html_cond=5"]
@@ -87,6 +88,34 @@ def test_all_combinations_are_what_sample_would_draw():
     ]
 
 
+def test_none_switches_off_the_interval_of_a_recipe():
+    values, _ = parse(
+        evaluate.COMMAND, "evaluate", ["--workdir=run", "--recipe=jit-heun", "--interval=none", "--interval=0.3,0.8"]
+    )
+    assert [command.config.interval for command in evaluate._commands(values)] == [None, (0.3, 0.8)]
+    values, _ = parse(evaluate.COMMAND, "evaluate", ["--workdir=run", "--recipe=jit-heun"])
+    assert [command.config.interval for command in evaluate._commands(values)] == [
+        sampling.recipe("jit-heun").config.interval
+    ]
+
+
+@pytest.mark.slow
+def test_negative_conditions_from_the_command_line(digits, tmp_path, capsys):
+    away = ["--guidance=perp_neg,cfg", "--negative=3", "--negative=other", "--gamma_negative=0.5", "--html"]
+    few = ["--gamma=2", "--steps=1", "--num=16", "--num_real=20", "--html_samples=1", "--html_cond=4"]
+    command(f"--workdir={digits}", f"--out={tmp_path}", *away, *few)
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert [row["negatives"] for row in rows] == [["3", "other"]] * 2
+    assert [row["gamma_negative"] for row in rows] == [0.5, 0.5]
+    assert all(0 <= row["metrics"]["negative_share"] <= 1 for row in rows)
+    printed = capsys.readouterr()
+    assert "perp_neg cannot be drawn without a negative condition, and is left out" in printed.err
+    assert "negative" in printed.out
+    # The explorer's samples have no negative condition: what was measured with one is not theirs.
+    assert '"measured": {}' in (tmp_path / "evaluation.html").read_text().replace('"measured":{}', '"measured": {}')
+
+
+@pytest.mark.thorough
 def test_a_page_that_fails_loses_no_result(digits, tmp_path, capsys, monkeypatch):
     def fails(*args, **options):
         raise MemoryError("no room")
@@ -105,7 +134,7 @@ def test_a_page_that_fails_loses_no_result(digits, tmp_path, capsys, monkeypatch
     [
         ("", "expected --workdir=DIR"),
         ("--workdir=nowhere", "no run in nowhere"),
-        ("--workdir=nowhere --guidance=cfg,cgf", "unknown guidance 'cgf', did you mean 'cfg'?"),
+        ("--workdir=nowhere --guidance=cfg,cffg", "unknown guidance 'cffg', did you mean 'cfg'?"),
         ("--workdir=nowhere --solver=huen", "did you mean 'heun'"),
         ("--workdir=nowhere --steps=two", "steps"),
         ("--workdir=nowhere --grid=fitted", "give a grid by name"),
@@ -113,6 +142,9 @@ def test_a_page_that_fails_loses_no_result(digits, tmp_path, capsys, monkeypatch
         ("--workdir=nowhere --features=clip", "--features is judge or inception:FILE; got 'clip'"),
         ("--workdir=nowhere --features=inception", "--features is judge or inception:FILE"),
         ("--workdir=nowhere --resize=adm", "--resize does nothing without --features=inception:FILE"),
+        ("--workdir=nowhere --gamma_negative=1", "--gamma_negative does nothing without a --negative"),
+        ("--workdir=RUN --negative=eleven", "eleven"),
+        ("--workdir=RUN --guidance=apg --negative=3", "guidance 'apg' takes one reference"),
         ("--workdir=nowhere --step=last", "--step takes training steps, newest and best; got 'last'"),
         ("--workdir=nowhere --interval=0.8,0.2", "interval needs 0 <= start < stop <= 1"),
         ("--workdir=nowhere --guidance=cfg,autoguidance", "needs a weaker model"),
@@ -131,6 +163,7 @@ def test_bad_commands_are_refused_and_nothing_written(arguments, message, digits
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.thorough
 def test_an_error_is_one_line():
     refused("-m", ["flowguide", "evaluate", "--workdir=nowhere"], "no run in nowhere")
 
@@ -158,3 +191,12 @@ def test_help_offers_what_it_takes():
         assert word in text
     for word in ("--particles", "fitted", "--cond", "fkc: "):
         assert word not in text
+
+
+def test_a_recipe_is_evaluated_at_its_gamma():
+    values, _ = parse(evaluate.COMMAND, "evaluate", ["--workdir=run", "--recipe=sit-sde", "--steps=4,5"])
+    commands = evaluate._commands(values)
+    assert [c.config for c in commands] == [
+        sampling.resolve_defaults(sampling.recipe("sit-sde").config._replace(steps=n)) for n in (4, 5)
+    ]
+    assert [c.gammas for c in commands] == [[1.5]] * 2

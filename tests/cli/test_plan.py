@@ -13,7 +13,7 @@ from flowguide.config import default
 from flowguide.model import from_config
 from flowguide.planning import CHIPS, bytes_text, plan, time_text
 from flowguide.training.step import init_state
-from tests.support.runs import ROOT
+from tests.support.runs import ROOT, refused, refused_here
 
 
 def config(**layout):
@@ -56,6 +56,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_command_line_plans_what_is_not_there(tmp_path):
     """A set that nobody has prepared, a shape that no set has, more devices than the tests."""
     done = run(
@@ -80,6 +81,7 @@ def test_command_line_plans_what_is_not_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_data_of_a_file_are_planned_for(tmp_path):
     """Without a config one is made for them; a config is taken with the file's columns."""
     rows = "".join(f"{x},{2 * x},{x % 2}\n" for x in np.linspace(0.5, 9, 30))
@@ -91,6 +93,7 @@ def test_data_of_a_file_are_planned_for(tmp_path):
         assert f"mlp on t {example}, 1 devices" in done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,22 +104,30 @@ def test_data_of_a_file_are_planned_for(tmp_path):
         (["--config=configs/nowhere.py"], "the config file cannot be loaded: there is no file configs/nowhere.py"),
         (["--config=README.md"], "the config file cannot be loaded: README.md is not a Python file"),
         (["--config=configs/avatars.py", "--memory=0"], "--memory is a positive number; got 0"),
-        (["--config=configs/avatars.py", "--config.target.name=distilled"], "cannot be planned without its teacher"),
         (["--config=configs/avatars.py", "--chip=v9"], "value should be one of <v4|v5e"),
         (["--config=configs/avatars.py", "--mfu=40"], "--mfu is a share of the peak, over 0 and up to 1; got 40"),
-        (["--config=configs/avatars.py", "--devices=3"], "batch_size 128 cannot be shared by 3 devices"),
         (["--config=configs/avatars.py", "--shape=a"], "--shape takes sizes such as 32,32,4; got a"),
+    ],
+)
+def test_bad_commands_are_one_line(arguments, message):
+    refused_here("plan", arguments, message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.target.name=distilled"], "cannot be planned without its teacher"),
+        (["--devices=3"], "batch_size 128 cannot be shared by 3 devices"),
         (
-            ["--config=configs/avatars.py", "--devices=4", "--config.layout.name=fsdp", "--config.layout.shards=3"],
+            ["--devices=4", "--config.layout.name=fsdp", "--config.layout.shards=3"],
             "shards must divide the number of devices, 4; got 3",
         ),
     ],
 )
-def test_bad_commands_are_one_line(arguments, message):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert message in done.stderr
+def test_bad_numbers_of_devices_are_one_line(arguments, message):
+    """In a process of its own, where as many devices can be made up."""
+    refused("plan.py", ["--config=configs/avatars.py", *arguments], message)
 
 
 def test_help_lists_the_flags():

@@ -15,7 +15,7 @@ from flowguide.cli.command import help_text, parse
 from flowguide.errors import UserError
 from flowguide.sampling.particles import LARGE, UNTIL_LARGE
 from flowguide.schema import DataInfo, Vectors
-from tests.support.runs import ROOT, refused, run
+from tests.support.runs import ROOT, refused, refused_here, run
 from tests.support.toy import FREE, MODEL
 
 
@@ -26,6 +26,7 @@ def command(*arguments):
     sample.main(values)
 
 
+@pytest.mark.slow
 def test_command_line_end_to_end(digits, tmp_path):
     options = ["--gamma=3", "--num=5", "--steps=4", "--negative=8", "--seed=2", f"--workdir={digits}"]
     done = run("sample.py", *options, "--cond=3", f"--out={tmp_path / 'a'}")
@@ -82,6 +83,11 @@ EARLY = [
     ("--weak_step=3", "--weak_step does nothing without --guidance=autoguidance"),
     ("--weak=RUN", "--weak does nothing without --guidance=autoguidance"),
     ("--guidance=autoguidance", "give --weak=DIR or --weak_step=N"),
+    ("--guidance=icg --solver=dopri5", "draws random numbers at every t and needs a fixed grid: use --solver=heun"),
+    ("--guidance=tsg --negative=1", "guidance 'tsg' has a reference of its own: leave the negative condition out"),
+    ("--guidance=tsg:exponent=-1", "of 0 or more; got noise=0.3, exponent=-1.0"),
+    ("--guidance=icg --grid=fitted --solver=ab3", "a flow that is the same each time, and guidance 'icg' draws"),
+    ("--guidance=tsg --diagnose --solver=ab3", "a flow that is the same each time, and guidance 'tsg' draws"),
     ("--eta=0.5 --solver=heun", "--eta does nothing without a --solver that adds noise (euler_maruyama"),
     ("--eta=0", "--eta does nothing"),
     ("--particles=64", "--particles does nothing without --sampler=fkc"),
@@ -97,6 +103,11 @@ EARLY = [
     ("--gamma_negative=1", "--gamma_negative does nothing without a --negative"),
     ("--gamma_negative=1 --negative=3 --replace_null", "--gamma_negative does nothing without a --negative that does"),
     ("--replace_null", "--replace_null does nothing without --negative"),
+    ("--absolute_tolerance=1", "--absolute_tolerance does nothing without a --solver that chooses its steps"),
+    ("--last_step=0.1 --solver=dopri5", "--last_step does nothing without a --solver of fixed steps"),
+    ("--recipe=sit-ode --steps=9", "--steps does nothing without a --solver of fixed steps"),
+    ("--last_step=0.1 --solver=euler_maruyama --grid=fitted", "--grid=fitted places all steps: leave one out"),
+    ("--diffusion=sigma", "diffusion is one of memoryless"),
     ("--sampler=fkc --diagnose", "the gap is measured along ab2"),
     ("--diagnose --solver=renoise", "the gap is measured along ab2"),
     ("--diagnose --compose=3:1,4:1", "--diagnose serves one network and plain conditions: leave out --compose"),
@@ -106,7 +117,7 @@ EARLY = [
     ("--gamma=nan", "--gamma takes finite numbers; got 'nan'"),
     ("--gamma=two", "--gamma takes numbers"),
     ("--solver=huen", "has no solver 'huen', did you mean 'heun'?"),
-    ("--guidance=cgf", "unknown guidance 'cgf', did you mean 'cfg'?"),
+    ("--guidance=cffg", "unknown guidance 'cffg', did you mean 'cfg'?"),
     ("--guidance=apg:r=1", "guidance 'apg' has no setting 'r': it takes parallel"),
     ("--guidance=perp_neg", "needs a negative condition and its weight"),
     ("--guidance=tcfg --compose=3:1,4:1", "composed by guidance 'cfg'; got 'tcfg'"),
@@ -153,6 +164,7 @@ def test_flags_that_do_nothing_are_refused_before_the_run_is_read(case, message,
     assert not (ROOT / "nowhere").exists()
 
 
+@pytest.mark.thorough
 def test_samples_are_saved_before_the_figure_is_drawn(digits, tmp_path, capsys):
     """A folder where the figure should go: its writing fails, and nothing is lost. The record is JSON, without ∞."""
     (tmp_path / "grid.png").mkdir()
@@ -186,7 +198,12 @@ def test_samples_are_saved_before_the_figure_is_drawn(digits, tmp_path, capsys):
     ids=str,
 )
 def test_bad_commands_are_one_line(arguments, message, digits):
-    refused("sample.py", [a.replace("RUN", str(digits)) for a in arguments], message)
+    refused_here("sample", [a.replace("RUN", str(digits)) for a in arguments], message)
+
+
+@pytest.mark.thorough
+def test_a_refused_script_ends_with_one_line_and_code_2():
+    refused("sample.py", [], "expected --workdir=DIR")
 
 
 def test_flags_and_help_have_the_defaults_of_the_library():
@@ -226,6 +243,7 @@ def recorded(out):
     return json.loads((out / "samples.json").read_text())
 
 
+@pytest.mark.thorough
 def test_a_photo_with_holes_is_completed(digits, tmp_path):
     """Known pixels come back exactly, in every cell; the record says what was measured, and the solver is ab2."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 2))
@@ -249,6 +267,7 @@ def test_a_photo_with_holes_is_completed(digits, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "b" / "samples.npz")["x"], x)
 
 
+@pytest.mark.thorough
 def test_small_and_blurred_images(digits, tmp_path, capsys):
     """The command draws what the library draws; a solver that ends at t = 1 is warned of only without noise."""
     model, config = sampling.load(digits), sampling.SamplerConfig("heun", 3)
@@ -326,3 +345,28 @@ def test_a_command_without_gamma_draws_what_the_library_draws(digits, tmp_path):
     assert cell["gamma"] == 2
     own = sampling.sample(sampling.load(digits), "3", num=3, config=sampling.SamplerConfig(steps=2)).x
     np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["x"], own)
+
+
+def config_of(*arguments):
+    values, _ = parse(sample.COMMAND, "sample.py", ["--coordinator=none", "--workdir=run", *arguments])
+    command = sample_command.parse(values)
+    return command.config, command.gammas
+
+
+@pytest.mark.parametrize("name", sampling.RECIPES)
+def test_a_recipe_sets_what_other_flags_do_not_say(name):
+    r = sampling.recipe(name)
+    assert config_of(f"--recipe={name}") == (sampling.resolve_defaults(r.config), [r.gamma])
+    config, gammas = config_of(f"--recipe={name}", "--channels=2", "--gamma=1,4", "--guidance=apg:parallel=0.3")
+    own = r.config._replace(channels=2, guidance="apg", settings=(("parallel", 0.3),))
+    assert (config, gammas) == (sampling.resolve_defaults(own), [1.0, 4.0])
+
+
+def test_flags_override_a_recipe_and_another_solver_leaves_out_what_was_of_its_own():
+    config, _ = config_of("--recipe=sit-sde", "--steps=50", "--last_step=0.1", "--interval=0.2,0.9")
+    own = sampling.recipe("sit-sde").config._replace(steps=50, last_step=0.1, interval=(0.2, 0.9))
+    assert config == sampling.resolve_defaults(own)
+    config, _ = config_of("--recipe=sit-sde", "--solver=heun")
+    assert config == sampling.resolve_defaults(sampling.SamplerConfig("heun", steps=250, last_step=0.04, channels=3))
+    config, gammas = config_of("--grid=shift:s=2", "--perturb=skip=1", "--guidance=perturbed")
+    assert (config.grid, config.perturbation.skip, gammas) == ("shift:s=2", (1,), None)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.support.runs import refused, run
+from tests.support.runs import refused, refused_here, run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -21,10 +22,16 @@ from tests.support.runs import refused, run
 )
 def test_bad_commands_are_one_line(argument, message, data_dir, tmp_path):
     base = ["--config=configs/points.py", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}"]
-    refused("train.py", [*base, argument], message)
+    refused_here("train", [*base, argument], message)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
+def test_a_refused_script_ends_with_one_line_and_code_2():
+    refused("train.py", ["--workdir=x"], "expected --config=NAME")
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "is_folder", "message"),
     [
@@ -43,12 +50,14 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(name, is_folder, message, d
     refused("train.py", ["--config=configs/points.py", f"--workdir={tmp_path}", *data], message)
 
 
+@pytest.mark.thorough
 def test_a_config_file_without_a_config_is_one_line(tmp_path):
     (tmp_path / "config.py").write_text("def get_config():\n    return {'steps': 3}\n")
     arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
     refused("train.py", arguments, "returns a dict, expected the ConfigDict of flowguide.config.default()")
 
 
+@pytest.mark.thorough
 def test_help_lists_the_flags():
     done = run("train.py", "--help")
     assert done.returncode == 0

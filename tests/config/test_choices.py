@@ -22,14 +22,15 @@ from flowguide.training import loop
 from tests.support.runs import small
 
 INFO = DataInfo("toy", Images((16, 16, 3)), {"label": Label(("a", "b"))})
+TASKS = ("classifier", "autoencoder")  # with networks of their own
 EVERY = [(choice, name) for choice, options in config.OPTIONS.items() for name in options.by_name]
 
 
 def with_option(choice, name):
     """The default config with one option, by its name alone."""
     c = config.default()
-    if choice == "classifier":
-        c.task, choice = "classifier", "network"
+    if choice in TASKS:
+        c.task, choice = choice, "network"
     elif choice == "network":
         c.network = {"name": "mlp"}
     else:
@@ -42,7 +43,7 @@ def with_option(choice, name):
 def test_every_option_can_be_built_from_its_name_alone(choice, name):
     c = with_option(choice, name)
     config.complete(c)
-    chosen = c["network" if choice == "classifier" else choice]
+    chosen = c["network" if choice in TASKS else choice]
     make = config.OPTIONS[choice].by_name[name]
     function = make.__init__ if inspect.isclass(make) else make
     taken = set(inspect.signature(function).parameters) - set(config.OPTIONS[choice].given)
@@ -171,6 +172,7 @@ def own_package(tmp_path, monkeypatch):
     forget()
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_trained_and_sampled_but_never_imported_unasked(own_package, data_dir, tmp_path):
     settings = {"steps": 3, "warmup": 1, "batch_size": 16, "eval_examples": 16, "preview.every": 0}
     settings |= {"data.data_dir": data_dir, "data.split": "train[:4%]", "network.width": 4}

@@ -50,8 +50,20 @@ def test_caption_tokens_tell_the_attributes(data_dir):
     assert field.length == 15  # "long light brown hair, black hat, dark glasses, beard, sad, sky blue clothing, skin 0"
     for i, row in enumerate(ids):
         face = {name: names[name][column[9000 + i]] for name, column in attributes.items()}
-        assert " ".join(field.words[j] for j in row if j) == avatars.caption(face).replace(",", "")
-        np.testing.assert_array_equal(row, encode(avatars.caption(face), field))
+        said = avatars.partial(avatars.caption(face), 9000 + i)
+        assert " ".join(field.words[j] for j in row if j) == said.replace(",", "")
+        np.testing.assert_array_equal(row, encode(said, field))
+
+
+def test_a_caption_says_any_part_in_any_order():
+    whole = "long red hair, blue hat, dark glasses, happy"
+    parts = [avatars.partial(whole, seed).split(", ") for seed in range(400)]
+    assert avatars.partial(whole, 7) == avatars.partial(whole, 7)
+    assert all(set(part) <= set(whole.split(", ")) and len(set(part)) == len(part) for part in parts)
+    lengths = np.bincount([len(part) for part in parts], minlength=5)[1:]
+    assert lengths.min() > 60  # of 400, a quarter each
+    firsts = [part[0] for part in parts if len(part) == 4]
+    assert set(firsts) == set(whole.split(", "))
 
 
 def test_every_caption_that_can_be_made_has_tokens(data_dir):

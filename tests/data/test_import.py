@@ -203,8 +203,8 @@ def test_two_do_not_import_at_once(tmp_path):
     path, options = vectors(tmp_path)
     (tmp_path / "mine").mkdir()
     with (
-        importing._alone_in(tmp_path / "mine"),
-        pytest.raises(DataError, match="another process is importing mine"),
+        importing.alone_in(tmp_path / "mine"),
+        pytest.raises(DataError, match="another process is writing mine"),
     ):
         import_path(path, "mine", tmp_path, **options)
 
@@ -252,6 +252,7 @@ def test_what_cannot_be_imported_is_one_line_and_writes_nothing(name, tmp_path, 
     assert not list((tmp_path / "data").rglob("*"))
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_and_trains(tmp_path, capsys):
     path = table(tmp_path / "t.csv")
     place = f"--data_dir={tmp_path / 'data'}"

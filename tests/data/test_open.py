@@ -15,6 +15,7 @@ from flowguide.errors import DataError
 from flowguide.schema import Images, Label, Tokens, Vector, Vectors
 
 
+@pytest.mark.thorough
 def test_importing_and_reading_needs_no_tensorflow(data_dir):
     open_dataset("digits", data_dir=data_dir)
     code = f"""
@@ -25,6 +26,7 @@ assert "tensorflow" not in sys.modules and "sklearn" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.thorough
 def test_both_roads_give_the_same_batches(data_dir):
     memory, disk = (open_dataset("avatars", "test", data_dir=data_dir, memory_limit=n) for n in (2**29, 0))
     assert (memory.in_memory, disk.in_memory) == (True, False)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
 
 from flowguide.cli import command
 from flowguide.cli import data as cli_data
@@ -122,6 +123,7 @@ def bomb(start, size):
     return pack.compress(start) + b"".join(pack.compress(bytes(2**20)) for _ in range(size >> 20)) + pack.flush()
 
 
+@pytest.mark.thorough
 def test_no_more_of_a_packed_file_is_unpacked_than_it_states(tmp_path):
     ten = struct.pack(">BBBBI", 0, 0, 8, 1, 10)
     huge = struct.pack(">BBBBIII", 0, 0, 8, 3, 3_000_000, 28, 28)
@@ -240,6 +242,7 @@ def test_half_written_and_damaged_folders(tmp_path):
         open_dataset("digits", data_dir=tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "file", "old", "new"),
     [
@@ -296,13 +299,21 @@ def test_a_set_is_described_without_being_prepared(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_each_action_has_its_flags_and_each_flag_an_action():
+    values = flags.FlagValues()
+    cli_data.define(values)
+    assert list(cli_data.FLAGS) == list(cli_data.ACTIONS)
+    used = set().union(*cli_data.FLAGS.values())
+    assert used | {"data_dir", "manual_dir"} == set(values)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "expected an action, prepare, import, describe, list; got ''"),
+        ((), f"expected an action, {', '.join(cli_data.ACTIONS)}; got ''"),
         (
             ("prepair", "mnist"),
-            "expected an action, prepare, import, describe, list; got 'prepair', did you mean 'prepare'?",
+            f"expected an action, {', '.join(cli_data.ACTIONS)}; got 'prepair', did you mean 'prepare'?",
         ),
         (("prepare",), "expected prepare and one name; got 'prepare'"),
         (("describe", "digits", "avatars"), "expected describe and one name; got 'describe digits avatars'"),
@@ -311,6 +322,18 @@ def test_a_set_is_described_without_being_prepared(tmp_path, capsys):
         (("prepare", "my_wine"), "got the unknown data set 'my_wine', expected a name that TFDS knows"),
         (("describe", "avatars", "--example=x"), "--example is about files and folders; got the set avatars"),
         (("describe", "avatrs"), "got the unknown data set 'avatrs'"),
+        (("import", "a", "b", "--vae=x"), "--vae is for encode; got import: leave it out"),
+        (("import", "a", "b", "--field=x"), "--field is for embed; got import: leave it out"),
+        (("import", "a", "b", "--manual_dir=x"), "--files is for prepare; got import: leave it out"),
+        (("prepare", "digits", "--out=x"), "--out is for embed, encode; got prepare: leave it out"),
+        (("prepare", "digits", "--image_size=8"), "--image_size is for import, embed, encode, describe; got prepare"),
+        (("embed", "a", "--vae=x"), "--vae is for encode; got embed: leave it out"),
+        (("embed", "a", "--scale=2"), "--scale is for encode; got embed: leave it out"),
+        (("embed", "a", "--latent_dtype=float32"), "--latent_dtype is for encode; got embed: leave it out"),
+        (("encode", "a", "--length=2"), "--length is for embed; got encode: leave it out"),
+        (("describe", "digits", "--noflips"), "--flips is for encode; got describe: leave it out"),
+        (("describe", "digits", "--test_split=train"), "--test_split is for encode; got describe: leave it out"),
+        (("list", "--batch_size=4"), "--batch_size is for embed, encode; got list: leave it out"),
         (("list", "--datadir=x"), "unknown flag --datadir, did you mean 'data_dir'?"),
     ],
 )

@@ -73,6 +73,7 @@ def test_state_resumes_to_the_batch():
     assert take(other, 9) == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("memory_limit", [0, 2**29])
 def test_resume_through_orbax_is_bit_for_bit(data_dir, tmp_path, memory_limit):
     dataset = open_dataset("digits", data_dir=data_dir, memory_limit=memory_limit)

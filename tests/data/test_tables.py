@@ -105,7 +105,7 @@ def test_fields_beside_the_examples_are_known_by_their_axes(name):
     rows = open_table(table, "train", info, ("x",)).read(np.arange(9)).value["c"]
     assert (rows.shape, rows.dtype) == ((9, *field.shape), field.dtype)
     field.check("c", rows)
-    at = tables._rows_of(table, "train")[:9]
+    at = tables.rows_of(table, "train")[:9]
     if isinstance(field, Labels):
         names: Any = [set(one.split("|")) if isinstance(one, str) else one for one in (values[at])]
         has = np.array(

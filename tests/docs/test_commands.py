@@ -104,15 +104,23 @@ def check_script(script: str, *rest: str) -> None:
     if script in ("-m", "-c"):
         assert rest[0] in ("pytest", "venv", "build") or script == "-c", rest
         return
-    source = (ROOT / script).read_text()
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
-    named = {a.value for call in calls for a in call.args[:1] if isinstance(a, ast.Constant)}
+    named = first_arguments(ROOT / script)
     for word in rest:
         if word.endswith(".py"):  # a launcher: the rest are the flags of another script
             check(ours(["python", *rest[rest.index(word) :]]))
             return
         flag = word.partition("=")[0]
-        assert not flag.startswith("--") or named & {flag, flag[2:]}, f"{script} has no flag {flag}"
+        known = named & {flag, flag[2:], flag.removeprefix("--no")}
+        assert known or not flag.startswith("--"), f"{script} has no flag {flag}"
+
+
+def first_arguments(script: Path) -> set[object]:
+    """Constants that are the first argument of a call, in a script and in what it imports from its own folder."""
+    nodes = list(ast.walk(ast.parse(script.read_text())))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and node.args]
+    found: set[object] = {a.value for call in calls for a in call.args[:1] if isinstance(a, ast.Constant)}
+    imported = {script.with_name(f"{a.name}.py") for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    return found.union(*(first_arguments(path) for path in imported if path.exists()))
 
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "configs").glob("*.py"))], ids=lambda page: page.name)

@@ -7,9 +7,21 @@ import numpy as np
 import pytest
 
 from flowguide import metrics, sampling
+from flowguide.build import Splits
 from flowguide.data import Dataset
 from flowguide.errors import UserError
-from flowguide.evaluation import FeatureNetwork, evaluate, inception, judging, run, save, save_figure, settings, sweep
+from flowguide.evaluation import (
+    FeatureNetwork,
+    evaluate,
+    inception,
+    judging,
+    run,
+    save,
+    save_figure,
+    settings,
+    sweep,
+    table,
+)
 from flowguide.metrics import inception as inception_v3
 from flowguide.metrics.judge import as_images
 from flowguide.schema import Batch, Images, with_known
@@ -74,6 +86,7 @@ def predicted(folder, x):
     return logits[:, :2], logits[:, 2:]
 
 
+@pytest.mark.thorough
 def test_numbers_are_those_of_samples_drawn_in_one_go(whole):
     found, folder = whole
     rows = np.arange(60)
@@ -102,7 +115,7 @@ def test_numbers_are_those_of_samples_drawn_in_one_go(whole):
         assert m["inception_scores"] == pytest.approx({name: np.exp(v) for name, v in kl.items()}, rel=1e-4)
         assert m["inception_score"] == pytest.approx(np.mean(list(m["inception_scores"].values())))
         assert row["evaluations"] == drawn.evaluations.mean()
-        assert (row["gamma"], row["train_step"], row["last_step"]) == (gamma, 7, pytest.approx(1 / 3, abs=1e-6))
+        assert (row["gamma"], row["train_step"], row["last_step_size"]) == (gamma, 7, pytest.approx(1 / 3, abs=1e-6))
     held = DATA.test.read(np.arange(24))
     x = held.x.reshape(24, -1)
     assert found.held_out["num_samples"] == 24
@@ -212,6 +225,53 @@ def test_conditions_are_those_of_held_out_examples_each_as_often(tmp_path):
     assert known.value["known"].shape == (4, *SHAPE)
 
 
+def test_samples_move_away_from_negative_conditions(tmp_path):
+    perp = CONFIG._replace(guidance="perp_neg")
+    away = [
+        *settings(MODEL, (2,), (perp,), negatives=["hat=red,beard=yes", "beard=no"], gamma_negative=0.5),
+        *settings(MODEL, (2,), (CONFIG,)),
+    ]
+    found = evaluate(away, DATA, tmp_path, num=NUM, batch_size=8)
+    assert found is not None
+    c = sweep.conditions(DATA.test, 0, 0, NUM)
+    options = {"num": NUM, "gamma": 2.0, "gamma_negative": 0.5, "config": perp}
+    drawn = sampling.sample(MODEL, c, negative=["hat=red,beard=yes", "beard=no"], **options)
+    x = drawn.x.reshape(NUM, -1)
+    real = DATA.train.read(np.arange(60)).x.reshape(60, -1)
+    expected = metrics.frechet_distance(*(metrics.moments([a]) for a in (real, x)))
+    own, plain = (row["metrics"] for row in found.rows)
+    assert own["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+    hat, beard = (logits.argmax(1) for logits in predicted(tmp_path, x))
+    assert own["negative_share"] == pytest.approx(np.mean(((hat == 1) & (beard == 1)) | (beard == 0)))
+    assert "negative_share" not in plain
+    assert "negative_share" not in found.held_out["metrics"]
+    row = found.rows[0]
+    assert (row["negatives"], row["gamma_negative"]) == (["hat=red,beard=yes", "beard=no"], 0.5)
+    assert found.rows[1]["gamma_negative"] is None
+    first, second = table.tables(found)[0].rows[1:]
+    assert "away from hat=red,beard=yes and beard=no" in first[0]
+    heading = table.tables(found)[0].headings.index("negative")
+    assert (first[heading], second[heading]) == (f"{own['negative_share']:.3f}", "")
+
+
+def test_the_other_condition_is_that_of_the_next_example_with_another_one():
+    (setting,) = settings(MODEL, (2,), (CONFIG,), negatives=["other"])
+    order = np.random.default_rng(3).permutation(DATA.test.size)
+    value = DATA.test.read(order).value
+    (c,) = sweep.negative_conditions(setting, DATA.test, 3, 5, 40)
+    for k in range(40):
+        i = (5 + k) % 24
+        j = next(j % 24 for j in range(i + 1, i + 24) if any(value[name][j % 24] != value[name][i] for name in value))
+        assert {name: v[k] for name, v in c.value.items()} == {name: v[j] for name, v in value.items()}
+    assert all(present.all() for present in c.present.values())
+
+    one = dataset("test", 24, 1)._replace(read=lambda i: Batch(i, {n: np.zeros(len(i), np.int32) for n in value}))
+    with pytest.raises(UserError, match="all held-out examples of toy have one condition"):
+        sweep.negative_conditions(setting, one, 3, 5, 4)
+    with pytest.raises(UserError, match="all held-out examples of toy have one condition"):
+        run.check([setting], Splits(DATA.train, one), num=NUM)
+
+
 def test_features_of_ones_own(tmp_path):
     def halves(x):
         flat = x.reshape(len(x), -1)
@@ -270,7 +330,7 @@ def test_what_is_written_says_how_each_number_came_about(whole, tmp_path):
         assert row["num_samples"] == NUM
         assert row["num_real"] == row["num_real_neighbours"] == 60
         assert (row["solver"], row["steps"], row["grid"], row["sampler"]) == ("heun", 3, "uniform", "flow")
-        assert {"resize", "features", "last_step", "weights", "train_step", "parameters", "interval"} <= set(row)
+        assert {"resize", "features", "last_step_size", "weights", "train_step", "parameters", "interval"} <= set(row)
     assert content["held_out"] == found.held_out
     save_figure(tmp_path / "evaluation.png", found)
     assert (tmp_path / "evaluation.png").stat().st_size > 20_000
@@ -286,7 +346,8 @@ REFUSED = {
     "particles": ({"config": CONFIG._replace(sampler="fkc")}, "evaluate takes flow and pc"),
     "γ": ({"gammas": (np.inf,)}, "guidance scales must be finite"),
     "autoguidance": ({"config": CONFIG._replace(guidance="autoguidance")}, "needs a weaker model"),
-    "a rule": ({"config": CONFIG._replace(guidance="cgf")}, "did you mean 'cfg'"),
+    "a rule": ({"config": CONFIG._replace(guidance="cffg")}, "did you mean 'cfg'"),
+    "no negative condition": ({"config": CONFIG._replace(guidance="perp_neg")}, "needs a negative condition"),
     "nothing": ({"gammas": ()}, "expected settings"),
     "no features": ({"features": lambda x: x}, "gives features"),
     "features of images": ({"features": as_images}, "do not take these examples: images must be uint8"),

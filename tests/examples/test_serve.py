@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from flowguide import sampling
+from flowguide.schema import Series, blank
+from flowguide.schema.fields import field_to_json
 from tests.support.runs import ROOT, run
 
 spec = importlib.util.spec_from_file_location("serve", ROOT / "examples" / "serve.py")
@@ -34,6 +36,14 @@ def sampler(seed, index, gamma, value, present):
     assert value["pose"].shape == (len(index), 2)
     with np.errstate(over="ignore"):
         return np.stack([gamma * np.float32(1e36), index, value["label"], present["label"]], axis=1).astype(np.float32)
+
+
+def test_an_absent_series_is_zeros_as_the_sampler_takes_them():
+    for encoder, dtype in (("", np.float32), ("package.module:function", np.float16)):
+        value = Series(3, 2, encoder=encoder)
+        found = serve._value("text", field_to_json(value), None)
+        np.testing.assert_array_equal(found, blank(value), strict=True)
+        assert found.dtype == dtype
 
 
 @contextlib.contextmanager
@@ -219,6 +229,7 @@ def test_a_file_that_is_no_export_is_one_line(content, tmp_path, monkeypatch, ca
     assert "file cannot be read" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.thorough
 def test_a_sampler_is_exported_and_served(digits, tmp_path):
     file = tmp_path / "digits.hlo"
     done = run("sample.py", f"--workdir={digits}", "--steps=4", "--solver=ab2", "--negative=8", f"--export={file}")

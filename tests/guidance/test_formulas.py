@@ -113,6 +113,24 @@ def contrastive(path, tau):
     return NULL + pull - push
 
 
+def on_first(count, guided):
+    """What ``guided`` makes of the first numbers of x, v and the null velocity, beside the rest of v."""
+    return np.concatenate([guided(*(a[:, :count] for a in (X, V, NULL))), V[:, count:]], axis=1)
+
+
+def apg_of_some(x, v, null):
+    """At a bound between the lengths of the differences of these channels."""
+    difference = data("trig", T, x, v) - data("trig", T, x, null)
+    assert {True, False} == set((lengths(difference) > SOME).ravel().tolist())
+    return projected("trig", T, x, v, difference, -0.4, SOME)
+
+
+def rescaled_of_some(x, v, null):
+    guided = cfg(v, null, g(T))
+    return 0.3 * guided * v.std(1, keepdims=True) / guided.std(1, keepdims=True) + 0.7 * guided
+
+
+SOME = float(np.median(lengths(data("trig", T, X[:, :3], V[:, :3]) - data("trig", T, X[:, :3], NULL[:, :3]))))
 CFG = guidance.cfg(G)
 TINY = 1e-4 * NULL
 # name: (rule, references, expected result)
@@ -135,6 +153,12 @@ RULES = {
     ),
     "rescale": (guidance.rescale(CFG, phi=0.3), (NULL,), lambda: rescaled(0.3)),
     "renormalise": (guidance.renormalise(CFG), (NULL,), renormalised),
+    "first_channels": (
+        guidance.first_channels(guidance.rescale(CFG, phi=0.3), count=4),
+        (NULL,),
+        lambda: on_first(4, rescaled_of_some),
+    ),
+    "first_channels, all": (guidance.first_channels(CFG, count=SIZE), (NULL,), lambda: cfg(V, NULL, g(T))),
     "zero_init, before": (guidance.zero_init(CFG, until=T + 1e-6), (NULL,), lambda: 0 * V),
     "zero_init, at its end": (guidance.zero_init(CFG, until=T), (NULL,), lambda: cfg(V, NULL, g(T))),
     "zero_star": (guidance.zero_star(CFG), (NULL,), lambda: star(NULL)),
@@ -223,6 +247,16 @@ def plus_plus():
     return cfg(V, NULL, g(T) * a_next / (a_next - a * b_next / b))
 
 
+KEYS = jax.random.split(jax.random.key(4), B)
+
+
+def other_times(t, noise, exponent):
+    """Of TSG, in the paper's time τ = 1 − t: τ + sτ^α·n, with the n of each key and of the bits of t."""
+    bits = np.float32(t).view(np.uint32)
+    n = [jax.random.normal(jax.random.fold_in(key, bits), (), jnp.float64) for key in KEYS]
+    return 1 - np.clip((1 - t) - noise * (1 - t) ** exponent * np.asarray(n), 0, 1)
+
+
 ONE = {"negatives": (CONDITIONS["away"],), "gamma_negative": N}
 TWO = {"negatives": (CONDITIONS["away"], CONDITIONS["other"]), "gamma_negative": N}
 SPREAD = float(np.median(lengths(data("trig", T, X, V) - data("trig", T, X, NULL))))
@@ -230,6 +264,8 @@ SPREAD = float(np.median(lengths(data("trig", T, X, V) - data("trig", T, X, NULL
 METHODS = {
     "cfg": ({}, {}, lambda: cfg(V, NULL, g(T))),
     "cfg, rescaled": ({}, {"rescale": 0.3}, lambda: rescaled(0.3)),
+    "cfg, channels": ({}, {"channels": 2}, lambda: on_first(2, lambda x, v, null: cfg(v, null, g(T)))),
+    "cfg, rescaled, channels": ({}, {"rescale": 0.3, "channels": 5}, lambda: on_first(5, rescaled_of_some)),
     "cfg, replaced": ({"negatives": (CONDITIONS["away"],)}, {}, lambda: cfg(V, AWAY, g(T))),
     "cfg, negatives": (TWO, {}, RULES["cfg_negative"][2]),
     "cfg, composed": (
@@ -241,6 +277,11 @@ METHODS = {
     "zero_star, waits": ({}, {"zero_init": 0.31}, lambda: 0 * V),
     "zero_star, moves": ({}, {"zero_init": T}, lambda: star(NULL)),
     "apg": ({}, {"parallel": -0.4, "largest": SPREAD}, lambda: apg("trig", -0.4, SPREAD)),
+    "apg, channels": (
+        {},
+        {"parallel": -0.4, "largest": SOME, "momentum": 0.4, "channels": 3},
+        lambda: on_first(3, apg_of_some),
+    ),
     "apg, momentum": ({}, {"parallel": 0.3, "momentum": 0.4}, lambda: apg("trig", 0.3, np.inf)),
     "tcfg": ({}, {}, tangential),
     "mambo_g": ({}, {"alpha": 0.7}, lambda: mambo(0.7)),
@@ -255,14 +296,20 @@ METHODS = {
     "contrastive": (TWO, {"tau": 0.1}, lambda: contrastive("trig", 0.1)),
     "dng": (ONE, {"prior": 0.3}, lambda: cfg(V, NULL, g(T)) - column(n(T)) * 3 / 7 * (AWAY - NULL)),
     "autoguidance": ({}, {}, lambda: cfg(V, V / 2, g(T))),
+    "icg": ({"draw": lambda key: jnp.int32(1)}, {}, lambda: cfg(V, OTHER, g(T))),
+    "tsg": (
+        {},
+        {"noise": 0.9, "exponent": 1.6},
+        lambda: cfg(V, V * column(other_times(T, 0.9, 1.6)) / T, g(T)),
+    ),
     "perturbed": ({}, {"strength": 1.7}, lambda: cfg(V, NULL, g(T)) + 1.7 * V / 2),
 }
 
 
 def answers(t, x, c):
-    """A network that says V, NULL, AWAY or OTHER to the condition that it is given."""
+    """A network that says V, NULL, AWAY or OTHER to the condition that it is given; t/T times as much at other t."""
     known = jnp.asarray(np.stack([AWAY, OTHER, V]))[c.value, jnp.arange(len(t)) % B]
-    return jnp.where(c.present[:, None], known, jnp.asarray(np.tile(NULL, (len(t) // B, 1))))
+    return t[:, None] / T * jnp.where(c.present[:, None], known, jnp.asarray(np.tile(NULL, (len(t) // B, 1))))
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -275,6 +322,7 @@ def test_first_step_of_a_method_is_its_formula(name):
         paths.trig(),
         ts=jnp.asarray(STEPS),
         weak=lambda t, x, c: answers(t, x, c) / 2,
+        keys=KEYS,
         **inputs,
     )
     rules = guidance.methods.build(name.split(",")[0], inputs, **options)
@@ -309,6 +357,7 @@ def test_defaults_are_those_of_the_papers_and_the_same_everywhere():
         "feedback": {"pi": 0.95, "tau": 1.0, "drift": 0.0, "largest": 10.0},
         "mambo_g": {"alpha": 8.0},
         "perturbed": {"strength": 2.8},
+        "tsg": {"noise": 0.3, "exponent": 1.0},
     }
     functions = {
         "apg": guidance.projected,
@@ -317,6 +366,7 @@ def test_defaults_are_those_of_the_papers_and_the_same_everywhere():
         "dng": guidance.dynamic_negative,
         "feedback": guidance.feedback,
         "mambo_g": guidance.magnitude_aware,
+        "tsg": guidance.retimed,
     }
     for name, expected in papers.items():
         method = guidance.methods.METHODS[name]

@@ -88,6 +88,7 @@ def test_rescale_restores_the_spread_of_each_sample():
     np.testing.assert_array_equal(zero, 0 * X)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["linear", "trig"])
 @pytest.mark.parametrize("gamma", [1.5, 2.0, 3.0, 5.0])
 def test_cfg_samples_the_variance_2_to_the_1_minus_gamma(gamma, path):
@@ -137,6 +138,7 @@ WAYS = [(solver, *AWAY[2], "together") for solver in sorted(solvers.SOLVERS)]
 WAYS += [("heun", *away, passes) for away in AWAY for passes in PASSES if (away, passes) != (AWAY[2], "together")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("solver", "options", "references", "passes"), WAYS)
 def test_interval_computes_no_reference_outside(solver, options, references, passes):
     calls, s, ts = [], solvers.SOLVERS[solver](paths.linear()), times.grid(10)

@@ -54,7 +54,8 @@ def guided(config, gamma, calls, negatives=(), n=0.5, composed=()):
         C, negatives, further, np.full(B, gamma, np.float32), np.float32(n), np.array(weights, np.float32)
     )
     weak = weak_velocity(network, jnp.float32(1.0), network, jnp.float32(0.5), config.perturbation)
-    return guided_velocity(partial(network.velocity, jnp.float32(1.0)), P, config, request, weak)
+    keys = jax.random.split(jax.random.key(2), B)
+    return guided_velocity(partial(network.velocity, jnp.float32(1.0)), P, config, request, weak, keys, FIELDS)
 
 
 def toy(network):
@@ -77,6 +78,8 @@ TABLE = {
     "cfg, composed with no weight": ({}, {"composed": ((E, 0.0),)}, (2, 1, 3)),
     "cfg, composed with a negative": ({}, {"composed": ((E, 0.5),), "negatives": (D,)}, (3, 4, 4)),
     "cfg, rescaled": ({"rescale": 0.7}, {}, (2, 1, 2)),
+    "cfg, channels": ({"channels": 1}, {}, (2, 1, 2)),  # the others are conditional, even at γ = 0
+    "apg, momentum on channels": ({"channels": 1, **settings(momentum=-0.5)}, {}, (2, 1, 2)),
     "zero_star": ({}, {}, (2, 1, 2)),
     "zero_star, waiting": (settings(zero_init=1.0), {}, (2, 2, 2)),  # for its velocity is 0, even at γ = 1
     "apg": ({}, {}, (2, 1, 2)),
@@ -95,6 +98,8 @@ TABLE = {
     "dng": ({}, {"negatives": (D,)}, (2, 3, 3)),
     "dng of no weight": ({}, {"negatives": (D,), "n": 0.0}, (2, 1, 3)),
     "autoguidance": ({}, {}, (1, 1, 2)),
+    "icg": ({}, {}, (1, 1, 2)),
+    "tsg": ({}, {}, (1, 1, 2)),
     "perturbed": ({}, {}, (3, 3, 3)),
     "perturbed of no strength": (settings(strength=0.0), {}, (1, 1, 2)),
 }
@@ -110,6 +115,7 @@ def of(name, interval=INTERVAL):
     return config._replace(**{"solver": "euler", **options}), inputs, costs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_evaluations_made_are_those_needed_and_those_reported(name):
     config, inputs, costs = of(name)
@@ -123,6 +129,7 @@ def test_evaluations_made_are_those_needed_and_those_reported(name):
             assert sum(calls) == guidance.network_evaluations(solvers.euler(), rules, TS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_outside_the_interval_there_is_the_conditional_velocity_alone(name):
     """Exactly, for every method and memory; in a batch of times, for those outside."""

@@ -175,6 +175,7 @@ def pushed(velocity, mean, covariance, p, steps):
     return end[0], (end[1:] - end[0]).T @ (end[1:] - end[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("path", "name", "error"),
     [("linear", name, 1e-6) for name in NAMES]
@@ -303,6 +304,7 @@ def test_without_noise_there_is_no_correction_at_the_end(path, most):
     np.testing.assert_allclose(difference, expected * np.array([0, 1]).reshape(2, 1, 1, 1), rtol=5e-3)
 
 
+@pytest.mark.thorough
 def test_it_guides_a_guided_velocity_under_jit_and_vmap_without_recompiling():
     """Each y under vmap is that y alone; another y, noise or v needs no new program; γ = 1 is conditional."""
     law = analytic.mixture([0.5, 0.5], np.array([[1.0, -0.5, 0.3], [-1.0, 0.4, 0.2]]), 0.3)

@@ -52,12 +52,17 @@ def less_one(gamma):
     return lambda t: gamma(t) - 1
 
 
+KEYS = jax.random.split(jax.random.key(2), B)
+LABELS = guidance.independent(velocity, C, KEYS, lambda key: jax.random.randint(key, (), 0, 4))
 # name -> γ(t) -> Guidance, which at γ = 1 is the conditional velocity
 TABLE = {
     "cfg": one(guidance.cfg),
     "negative": one(guidance.cfg, guidance.Reference(velocity, D)),
     "autoguidance": one(guidance.cfg, guidance.Reference(weak, C)),
+    "independent": one(guidance.cfg, LABELS),
+    "retimed": one(guidance.cfg, guidance.retimed(velocity, C, KEYS, noise=0.8)),
     "rescale": one(lambda g: guidance.rescale(guidance.cfg(g))),
+    "first_channels": one(lambda g: guidance.first_channels(guidance.projected(g, P, momentum=0.3), count=1)),
     "renormalise": one(lambda g: guidance.renormalise(guidance.cfg(g))),
     "zero_star": one(lambda g: guidance.zero_star(guidance.cfg(g))),
     "tangential": one(lambda g: guidance.tangential(guidance.cfg(g))),
@@ -92,6 +97,7 @@ def sample(name, gamma, x=X, c=C, passes: guidance.Passes = "together", steps=4)
     return solvers.solve(solvers.ab2(), u, x, times.grid(steps))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_gamma_one_is_conditional_sampling(name):
     with EAGER():
@@ -100,6 +106,7 @@ def test_gamma_one_is_conditional_sampling(name):
         assert np.abs(sample(name, 3.0) - plain).max() > 0.01
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_know_each_other(name):
     """With a γ per sample, each result equals that of the sample alone, so the order of the batch does not matter."""
@@ -113,12 +120,14 @@ def test_samples_do_not_know_each_other(name):
     assert np.abs(whole - changed)[1].max() > 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_one_call_or_several_are_the_same(name):
     with EAGER():
         np.testing.assert_allclose(sample(name, 2.5), sample(name, 2.5, passes="apart"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision(name):
     with EAGER():
@@ -128,6 +137,7 @@ def test_half_precision(name):
     assert np.abs(np.asarray(half, np.float32) - full).mean() < 0.1 * np.abs(full).mean()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_jit_vmap_and_grad_in_one_compilation(name):
     """All three at once, for new scales, noise and conditions, against plain calls and finite differences."""
@@ -276,6 +286,7 @@ def test_schedules_have_the_mean_that_they_are_given(name):
     np.testing.assert_allclose(each[1], guidance.SCHEDULES[name](3.0)(jnp.float32(0.3)), rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["linear", "cosine", "power", "beta"])
 def test_scales_that_change_sample_the_variance_of_the_moments(name):
     """The flow of x|c ~ N(c, 1), c ~ N(0, 1) at c = 0 under γ(t), against its moment equations."""
@@ -289,6 +300,7 @@ def test_scales_that_change_sample_the_variance_of_the_moments(name):
     np.testing.assert_allclose(x1[:, 0], np.sqrt(covariance[0, 0]) * np.array([0.0, 1.0, -2.0]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["linear", "trig"])
 def test_an_interval_samples_the_variance_of_its_closed_form(path):
     """v_c[R(t2)/R(t1)]^(γ−1), R = (v_c + r)/(v_u + r): solved piece by piece, so that no step crosses an edge."""
@@ -313,6 +325,7 @@ def test_an_interval_samples_the_variance_of_its_closed_form(path):
     np.testing.assert_allclose(found[:, 0], np.sqrt(exact) * np.array([1.0, -2.0]), rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_equal_covariances_ode_and_sde_sample_the_same(eta):
     """A negative condition instead of ∅ gives N(m_d + γ(m_c − m_d), v) for any noise of the sampler."""
@@ -333,6 +346,7 @@ POINTS = jax.random.normal(jax.random.key(7), (6, 2))
 LABEL = given(jnp.array([0, 1, 2, 0, 1, 2]))
 
 
+@pytest.mark.thorough
 def test_exact_classifier_is_cfg():
     """κ∇log p_t(c|x) = u_c − u_∅ (Bayes), so the weight equals γ; no gradient before ``start``."""
 
@@ -376,6 +390,7 @@ def test_annealed_conditions_emerge():
         guidance.annealed(velocity, keys, late=0.5, early=0.4)
 
 
+@pytest.mark.thorough
 def test_log_ratios_add_up_to_the_posterior():
     """Along the memoryless process of p(x) they estimate log p(c|x1)/p(c), more accurately with more steps."""
     x0, label = jax.random.normal(jax.random.key(3), (256, 2)), given(jnp.zeros(256, int))
@@ -455,6 +470,7 @@ def momentum(gamma=2.0):
     return u
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["euler", "heun", "ab3", "unipc2"])
 def test_memory_advances_once_a_step_at_its_start(name):
     """Against a plain step-by-step solve with explicit memory."""
@@ -479,6 +495,7 @@ def counted(calls):
     return network
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("passes", ["together", "apart"])
 @pytest.mark.parametrize("reuse", [1, 2, 3])
 @pytest.mark.parametrize("name", ["euler", "heun", "ab3"])
@@ -525,6 +542,7 @@ def test_what_remembers_is_no_vector_field():
         solvers.solve(solvers.euler(), number, x, times.grid(2))
 
 
+@pytest.mark.thorough
 def test_gap_is_measured_where_the_solve_passes():
     ts = times.grid(5)
     guided = guidance.guide(velocity, C, guidance.classifier_free(velocity, C, 2.0))

@@ -24,6 +24,14 @@ SHAPES = {
         schedules.beta(jnp.asarray(GAMMAS), a=2.6, b=1.8),
         lambda t: GAMMAS * t**1.6 * (1 - t) ** 0.8 * math.gamma(4.4) / math.gamma(2.6) / math.gamma(1.8),
     ),
+    "exponential": (
+        schedules.exponential(jnp.asarray(GAMMAS), rate=1.7),
+        lambda t: GAMMAS * 1.7 / (np.exp(1.7) - 1) * np.exp(1.7 * (1 - (1 - t))),
+    ),
+    "exponential, falling": (
+        schedules.exponential(jnp.asarray(GAMMAS), rate=-0.8),
+        lambda t: GAMMAS * 0.8 / (1 - np.exp(-0.8)) * np.exp(-0.8 * t),
+    ),
     "within": (schedules.within(N, 0.15, 0.5, outside=0.7), lambda t: n(t) if t in (0.15, 0.5) else 0.7 + 0 * GAMMAS),
     "interval": (
         schedules.interval(jnp.asarray(GAMMAS), 0.5, 0.8),
@@ -42,6 +50,14 @@ def test_schedule_is_its_formula(name):
 def test_defaults_of_schedules():
     np.testing.assert_allclose(schedules.power(3.0)(jnp.float64(0.4)), 1 + 2 * 3 * 0.4**2, rtol=1e-6)
     np.testing.assert_allclose(schedules.beta(3.0)(jnp.float64(0.4)), 3 * 6 * 0.4 * 0.6, rtol=1e-6)
+    # C²FG for DiT: ω₀ = 1 at noise and 2 at data.
+    np.testing.assert_allclose(schedules.exponential(1 / np.log(2))(jnp.asarray([0.0, 1.0])), [1.0, 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, math.inf, math.nan])
+def test_an_exponential_needs_a_rate(rate):
+    with pytest.raises(ValueError, match=f"a finite rate other than 0; got {rate}: for a constant"):
+        schedules.exponential(2.0, rate=rate)
 
 
 @pytest.mark.parametrize("path", ["linear", "trig", "vp"])

@@ -7,6 +7,7 @@ import pytest
 
 from flowguide.condition import Condition
 from flowguide.metrics import adherence, joint_adherence, share, standard_error, standard_errors
+from flowguide.metrics.adherence import shows
 
 SEEN = {"hat": [1, 1, 0, 2], "beard": [0, 1, 1, 0], "skin": [0, 0, 0, 0]}
 ASKED = Condition(
@@ -48,3 +49,14 @@ def test_refusals():
         adherence({"hat": [1, 2]}, {"hat": [1]})
     with pytest.raises(ValueError, match="named fields"):
         adherence({"hat": [1]}, Condition(np.zeros(1, int), np.ones(1, bool)))
+
+
+def test_a_field_that_was_not_asked_for_does_not_matter():
+    """By hand: hat 1 is asked of the first three, beard 0 of the first alone, nothing of the last."""
+    value = {"hat": np.array([1, 1, 1, 0]), "beard": np.array([0, 1, 0, 0])}
+    present = {"hat": np.array([True, True, True, False]), "beard": np.array([True, False, False, False])}
+    predicted = {"hat": np.array([1, 1, 0, 1]), "beard": np.array([0, 0, 0, 1])}
+    anything, everything = shows(predicted, Condition(value, present))
+    np.testing.assert_array_equal(anything, [True, True, True, False])
+    np.testing.assert_array_equal(everything, [True, True, False, False])
+    assert joint_adherence(predicted, Condition(value, present)) == 2 / 3

@@ -125,6 +125,7 @@ def test_pictures_are_drawn(tmp_path):
         assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
 
 
+@pytest.mark.thorough
 def test_a_classifier_tells_apart_what_differs():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 300, 2))

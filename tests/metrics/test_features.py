@@ -9,7 +9,14 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from flowguide.errors import UserError
-from flowguide.metrics import authenticity, density_coverage, kid, precision_recall, sliced_wasserstein
+from flowguide.metrics import (
+    authenticity,
+    density_coverage,
+    kid,
+    neighbourhoods,
+    precision_recall,
+    sliced_wasserstein,
+)
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(60, 5)), RNG.normal(size=(45, 5)) * 1.1 + 0.2
@@ -55,6 +62,18 @@ def test_authenticity_is_that_of_the_paper(name):
 def test_blocks_of_any_size_give_the_same(metric, block):
     for x, y in SETS.values():
         assert metric(x, y, block=block) == metric(x, y)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_neighbourhoods_are_found_once_for_all_metrics(name):
+    x, y = SETS[name]
+    near = neighbourhoods(x, k=5, block=7)
+    np.testing.assert_allclose(near.squared, np.sort(cdist(*[x.astype(float)] * 2) ** 2, 1)[:, 1:6], atol=1e-8)
+    for metric in (precision_recall, density_coverage, authenticity):
+        assert metric(near, y) == metric(x, y)
+    assert precision_recall(near, y, k=2) == precision_recall(x, y, k=2)
+    with pytest.raises(UserError, match="needs k=6 neighbours; got neighbourhoods of 5"):
+        precision_recall(near, y, k=6)
 
 
 def test_no_matrix_of_all_pairs_is_in_memory():

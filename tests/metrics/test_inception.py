@@ -116,6 +116,7 @@ class Reference:
         return pool, spatial, unbiased + self.w["fc.bias"], unbiased
 
 
+@pytest.mark.thorough
 def test_activations_are_those_of_the_network(arrays, network):
     """At 299 pixels, where no convention resizes; three images in batches of two."""
     images = np.random.default_rng(1).integers(0, 256, (3, 299, 299, 3), np.uint8)

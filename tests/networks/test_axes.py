@@ -11,7 +11,8 @@ import pytest
 from flowguide.condition import given
 from flowguide.flops import flops
 from flowguide.networks import Perturbation, count_parameters
-from flowguide.networks.dit import _from_patches, _to_patches, sincos_positions
+from flowguide.networks.dit import _from_patches, _to_patches
+from flowguide.networks.positions import sincos_positions
 from flowguide.networks.unet import _downsample, _upsample
 from tests.support.tiny_networks import BATCH, FIELDS, build, draw, full_condition, inputs, noisy
 
@@ -57,6 +58,7 @@ def test_every_side_is_halved_and_doubled(sides):
     np.testing.assert_allclose(_downsample(x), np.mean(blocks, axis=0), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sides", "axis"), [((4,), 0), ((4,), 1), ((4, 6), 0), ((4, 6), 1), ((4, 6), 2)])
 def test_a_unet_repeats_its_result_along_an_axis_that_no_kernel_mixes(sides, axis):
     """Kernels that are 0 beside the centre of a new axis treat each slice as the network of one axis less does."""
@@ -90,6 +92,7 @@ def test_a_network_reads_its_input_along_every_axis(each):
         assert float(jnp.min(jnp.max(elsewhere, axis=tuple(range(1, x.ndim))))) > 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attention", ["blurred", "identity"])
 def test_perturbations_change_the_velocity_and_keep_its_shape(each, attention):
     name, shape, network, _, params, velocity = each

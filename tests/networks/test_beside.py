@@ -21,8 +21,9 @@ FIELDS = {
     "known": Known(Vectors(SHAPE, (5.0, -1.0), (2.0, 3.0))),
     "tags": Labels(("a", "b", "c")),
     "series": Series(3, 2, (1.0, 0.0), (2.0, 1.0)),
+    "text": Series(4, 3, (1.0, 0.0, -2.0), (2.0, 1.0, 0.5), "package.module:function"),
 }
-GONE = {"small": 255, "classes": -9, "known": np.inf, "tags": True, "series": np.inf}
+GONE = {"small": 255, "classes": -9, "known": np.inf, "tags": True, "series": np.inf, "text": np.nan}
 
 
 def condition(batch=4):
@@ -35,7 +36,9 @@ def tiny(request):
     network = build(request.param, shape=SHAPE, fields=FIELDS)
     params = noisy(network.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (4, *SHAPE))
-    return network, params, jax.jit(network.velocity), jnp.full(4, 0.3), x
+    t = jnp.full(4, 0.3)
+    slope = jax.jit(jax.grad(lambda p, c: jnp.sum(jnp.square(network.velocity(p, t, x, c) - x))))
+    return params, jax.jit(network.velocity), slope, t, x
 
 
 def without(c, *names, values=GONE):
@@ -49,19 +52,20 @@ def without(c, *names, values=GONE):
     return Condition(value, present)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_matters_where_it_is_present_and_nowhere_else(tiny, name):
-    _, params, velocity, t, x = tiny
+    params, velocity, _, t, x = tiny
     c = condition()
     change = np.abs(velocity(params, t, x, c) - velocity(params, t, x, without(c, name))).max((1, 2, 3))
     assert change[::2].min() > 1e-3
     np.testing.assert_allclose(change[1::2], 0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_values_of_absent_fields_and_what_is_unknown_have_no_influence(tiny):
     """Neither on the velocity nor on any gradient, whatever they are."""
-    network, params, velocity, t, x = tiny
-    slope = jax.jit(jax.grad(lambda p, c: jnp.sum(jnp.square(network.velocity(p, t, x, c) - x))))
+    params, velocity, slope, t, x = tiny
     one, other = without(condition(), *FIELDS, values={}), without(condition(), *FIELDS)
     np.testing.assert_array_equal(velocity(params, t, x, one), velocity(params, t, x, other))
     found = slope(params, other)
@@ -93,13 +97,24 @@ def test_channels_beside_x_are_the_values_as_the_network_sees_them():
     np.testing.assert_array_equal(nothing[2], np.concatenate(nulls[1:], axis=-1))
 
 
-def test_the_padding_of_a_series_has_no_influence(tiny):
-    _, params, velocity, t, x = tiny
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["series", "text"])
+def test_the_padding_of_a_series_has_no_influence(tiny, name):
+    """Neither on the velocity nor on any gradient, whatever stands behind the NaN that marks a row."""
+    params, velocity, slope, t, x = tiny
     c = condition()
-    short = jnp.asarray(c.value["series"]).at[:, 2].set(jnp.nan)
-    cut, same = (Condition({**c.value, "series": s}, c.present) for s in (short, short.at[:, 2, 1].set(99.0)))
-    np.testing.assert_array_equal(velocity(params, t, x, cut), velocity(params, t, x, same))
-    assert np.abs(velocity(params, t, x, cut) - velocity(params, t, x, c)).max() > 1e-3
+    short = jnp.asarray(c.value[name]).at[:, 2:].set(jnp.nan)
+
+    def having(values):
+        return Condition({**c.value, name: values}, c.present)
+
+    found = slope(params, having(short))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(found))
+    for rubbish in (99.0, jnp.inf, -jnp.inf, 0.0):
+        same = having(short.at[:, 2:, 1:].set(rubbish))
+        np.testing.assert_array_equal(velocity(params, t, x, having(short)), velocity(params, t, x, same))
+        jax.tree.map(np.testing.assert_array_equal, found, slope(params, same))
+    assert np.abs(velocity(params, t, x, having(short)) - velocity(params, t, x, c)).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])

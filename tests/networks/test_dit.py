@@ -5,8 +5,10 @@ import pytest
 from flax import nnx
 
 from flowguide.networks.attention import attend
-from flowguide.networks.dit import DiT, DiTBlock, _from_patches, _to_patches, sincos_positions
+from flowguide.networks.blocks import BlockInputs, BlockSettings, DiTBlock
+from flowguide.networks.dit import UNROLLED, DiT, _from_patches, _to_patches
 from flowguide.networks.layers import layer_norm, modulate
+from flowguide.networks.positions import sincos_positions
 from tests.support.tiny_networks import FIELDS, SHAPE, SMALL, build, draw, full_condition, inputs, noisy
 
 
@@ -26,16 +28,17 @@ def test_scanned_blocks_are_the_same_blocks_one_after_the_other(params):
         signal = nnx.silu(model.time(t) + embedded.vector)
         h = model.inlet(_to_patches(x, 2)) + sincos_positions((2, 2), 24)
         for i in range(2):
-            block = nnx.eval_shape(lambda: DiTBlock(24, 2, 4, 24, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))
+            block = nnx.eval_shape(lambda: DiTBlock(BlockSettings(24, 2, context="keys"), rngs=nnx.Rngs(0)))
             nnx.update(block, jax.tree.map(lambda p, i=i: p[i], params["blocks"]))
-            h = block(h, signal, embedded.sequence, embedded.mask, (2, 2))
+            h = block(h, BlockInputs(signal, embedded.sequence, embedded.mask, (2, 2)))
         scale, shift = jnp.split(model.film(signal), 2, axis=-1)
         return _from_patches(model.outlet(modulate(layer_norm(h), scale, shift)), 2, x.shape)
 
     np.testing.assert_allclose(jax.jit(build("dit").velocity)(params, t, x, c), unrolled(params), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}])
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}, {"unroll": 0}])
 def test_how_blocks_are_applied_changes_no_gradient(params, options):
     (t, x), c = inputs(), full_condition()
 
@@ -46,10 +49,19 @@ def test_how_blocks_are_applied_changes_no_gradient(params, options):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, want)
 
 
+@pytest.mark.parametrize(
+    ("options", "loops"), [({}, False), ({"remat": True}, True), ({"depth": UNROLLED}, False), ({"depth": 9}, True)]
+)
+def test_a_cpu_unrolls_few_blocks(options, loops):
+    network = build("dit", **{"unroll": 0, **options})
+    arguments = jax.eval_shape(network.init, jax.random.key(0)), *inputs(), full_condition()
+    assert ("stablehlo.while" in jax.jit(network.velocity).lower(*arguments).as_text()) == loops
+
+
 def test_fresh_blocks_are_identities():
-    block = DiTBlock(8, 2, 4, None, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    block = DiTBlock(BlockSettings(8, 2), rngs=nnx.Rngs(0))
     x, signal = draw(0, 2, 5, 8), jnp.ones((2, 8))
-    np.testing.assert_array_equal(block(x, signal, None, None, (1, 5)), x)
+    np.testing.assert_array_equal(block(x, BlockInputs(signal, None, None, (1, 5))), x)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from jax import export
 
 from flowguide import paths, sampling
@@ -9,6 +10,7 @@ from flowguide.schema import DataInfo, Vectors
 from tests.support.tiny_networks import FIELDS, SHAPE, full_condition
 
 
+@pytest.mark.thorough
 def test_an_exported_network_draws_the_same_for_any_number(tiny):
     _, network, _, params, _ = tiny
     model = sampling.Model(DataInfo("toy", Vectors(SHAPE), FIELDS), network, params, paths.linear())

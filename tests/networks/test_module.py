@@ -59,6 +59,7 @@ def test_other_state_is_refused():
         as_network(lambda rngs: nnx.BatchNorm(3, rngs=rngs))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["mlp", "dit"])
 def test_works_under_scan_checkpoint_vmap_and_grad(name):
     network = build(name)
@@ -81,6 +82,7 @@ def test_works_under_scan_checkpoint_vmap_and_grad(name):
     assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.thorough
 def test_works_under_pmap():
     network = build("mlp")
     params, (t, x), c = network.init(jax.random.key(0)), inputs(), full_condition()

@@ -82,6 +82,7 @@ def evaluate(tiny):
     return velocity
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("which", ["all", "first", "last"])
 def test_skipped_blocks_are_blocks_that_add_nothing(tiny, evaluate, which):
     name, _, _, params, _ = tiny
@@ -91,6 +92,7 @@ def test_skipped_blocks_are_blocks_that_add_nothing(tiny, evaluate, which):
     assert largest(got - evaluate(Perturbation(), params)) > 1e-3
 
 
+@pytest.mark.thorough
 def test_every_block_of_the_unet_can_be_skipped_by_its_index(tiny, evaluate):
     name, _, _, params, _ = tiny
     if name != "unet":
@@ -100,6 +102,7 @@ def test_every_block_of_the_unet_can_be_skipped_by_its_index(tiny, evaluate):
         np.testing.assert_allclose(evaluate(Perturbation(skip=(block,)), params), want, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("perturbation", "by_hand"),
     [
@@ -182,6 +185,7 @@ def test_what_takes_nothing_is_the_plain_velocity_itself(perturbation):
     assert network.perturbed(perturbation) is network.velocity
 
 
+@pytest.mark.thorough
 def test_gradients_have_the_same_tree_and_leave_out_skipped_blocks(tiny):
     name, network, _, params, _ = tiny
     (t, x), c = inputs(), full_condition()
@@ -200,7 +204,8 @@ def test_gradients_have_the_same_tree_and_leave_out_skipped_blocks(tiny):
     assert largest(first) > 0.0
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}, {"dtype": "bfloat16"}])
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}, {"unroll": 0}, {"dtype": "bfloat16"}])
 def test_how_blocks_are_applied_does_not_matter(options):
     network, other, (t, x), c = build("dit"), build("dit", **options), inputs(), full_condition()
     params = noisy(network.init(jax.random.key(0)))

@@ -71,6 +71,7 @@ def sheet_of(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
 
 
+@pytest.mark.thorough
 def test_every_choice_has_the_picture_of_its_samples(found):
     model = showing()
     plan = planned(model, num=3, conds=["1", "4"], negatives=["7"], steps=[2, 3])
@@ -146,6 +147,7 @@ def test_texts_from_data_stay_texts(found):
     assert parsed.texts.count(prompts[0]) == 3
 
 
+@pytest.mark.thorough
 def test_the_size_is_known_before(found):
     plan = planned(showing(examples=Images((16, 16, 3))), num=6, steps=[2, 3])
     text, content = made(found, plan)

@@ -14,6 +14,7 @@ SHARES = [(name, 4, 2) for name in ("heun", "ab3", "unipc2", "renoise", "renoise
 SHARES += [(name, *share) for name in ("heun", "renoise", "dopri5") for share in ((10, 1), (3, 1), (16, 8))]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("solver", "batch_size", "devices"), SHARES)
 def test_a_sample_depends_on_its_seed_and_number_alone(solver, batch_size, devices):
     config = sampling.SamplerConfig(solver, 6)
@@ -26,6 +27,7 @@ def test_a_sample_depends_on_its_seed_and_number_alone(solver, batch_size, devic
     assert np.abs(draw(seed=1, **options).x - whole.x).max() > 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("solver", "steps"), [("heun", 200), ("rk4", 200), ("ab3", 200), ("unipc2", 200), ("dpmpp_2m", 600)]
 )
@@ -34,6 +36,7 @@ def test_solvers_agree_with_the_adaptive_one(solver, steps):
     np.testing.assert_allclose(draw(config=sampling.SamplerConfig(solver, steps)).x, fine, atol=2e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("passes", ["together", "apart"])
 def test_evaluations_are_counted(passes):
     def count(gamma=2.0, negative=(), **settings):
@@ -102,11 +105,12 @@ def test_changing_gamma_seed_or_condition_compiles_nothing():
     assert program._cache_size() == before > 0
 
 
-METHODS = [(name, {}) for name in ("zero_star", "apg", "tcfg", "mambo_g", "beta_cfg", "feedback")]
+METHODS = [(name, {}) for name in ("zero_star", "apg", "tcfg", "mambo_g", "beta_cfg", "feedback", "icg", "tsg")]
 METHODS += [(name, {"negative": ["beard=yes"], "gamma_negative": 0.7}) for name in ("perp_neg", "contrastive", "dng")]
 METHODS += [("cfg", {"negative": ["beard=yes"], "compose": [("hat=none", 0.5)]}), ("autoguidance", {"weak": True})]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "asked"), METHODS)
 def test_every_method_draws_and_its_samples_do_not_depend_on_the_batch(name, asked):
     worse = NETWORK._replace(velocity=lambda params, t, x, c: 0.5 * velocity(params, t, x, c))

@@ -9,6 +9,7 @@ from flowguide.errors import UserError
 from tests.support.toy import MODEL, draw
 
 
+@pytest.mark.thorough
 def test_a_grid_of_ones_own_and_a_fitted_one():
     own = draw(config=sampling.SamplerConfig("ab2", grid=tuple(i / 6 for i in range(7))))
     np.testing.assert_allclose(own.x, draw(config=sampling.SamplerConfig("ab2", 6)).x, atol=1e-5)

@@ -89,6 +89,7 @@ EXACT = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EXACT)
 def test_samples_follow_the_posterior_in_the_units_of_the_data(name):
     """Channels have different means and scales, and noises of their own: each is mapped to what the network sees."""
@@ -172,6 +173,7 @@ FITS = [SamplerConfig(steps=12), SamplerConfig("ddim", 12), SamplerConfig("renoi
 FITS += [SamplerConfig(sampler="pc", steps=12), SamplerConfig(steps=12, jacobian_from=1.0)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("config", FITS, ids=lambda c: f"{c.sampler} {c.solver} {c.jacobian_from}")
 def test_samples_fit_what_was_measured_without_noise(config):
     """Of every kind of solver; for the 24 kinds of model and map there is one velocity."""
@@ -215,6 +217,7 @@ def test_a_gamma_conditioned_network_and_one_without_null_take_it():
         np.testing.assert_array_equal(x[:, ~np.isnan(y)], 0.5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["inpaint", "linear"])
 def test_a_sample_depends_on_its_own_measurement_alone(kind):
     """Not on the batch or the number of devices that it is drawn with."""

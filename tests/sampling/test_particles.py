@@ -11,6 +11,7 @@ from flowguide.schema import Images, Vectors
 from tests.support.toy import FKC, MODEL, SHAPE, draw, draw_laws
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"negative": ["beard=yes"]}, {"compose": [("beard=yes", -0.4)]}], ids=str)
 def test_a_law_depends_on_its_seed_and_number_alone(options):
     whole = draw_laws(devices=jax.devices()[:1], batch_size=64, **options)
@@ -27,6 +28,7 @@ def test_a_law_depends_on_its_seed_and_number_alone(options):
     assert all(any((s == x).all() for x in whole.x[i // 6]) for i, s in enumerate(samples))
 
 
+@pytest.mark.thorough
 def test_a_law_in_the_place_of_null_and_a_proposal():
     """p(x|d)^(1−γ)·p(x|c)^γ with d = c is p(x|c): no weights. At γ' = γ another proposal is the usual one."""
     config = FKC._replace(replace_null=True)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,16 @@ for num in (10, 3):
 """
 
 
-@pytest.mark.parametrize("solver", ["ab3", "renoise_2m", "dopri5"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("solver", ["ab3", "renoise_2m", "dopri5", "ab3 with icg"])
 def test_an_exported_sampler_runs_with_jax_alone(solver, tmp_path):
-    options = {"negative": ["beard=yes"], "gamma_negative": 0.5, "config": sampling.SamplerConfig(solver, 6)}
+    options: dict[str, Any] = {
+        "negative": ["beard=yes"],
+        "gamma_negative": 0.5,
+        "config": sampling.SamplerConfig(solver, 6),
+    }
+    if "icg" in solver:
+        options = {"config": sampling.SamplerConfig("ab3", 6, guidance="icg")}
     content = sampling.export(MODEL, platforms=["cpu", "cuda"], **options)
     (tmp_path / "sampler").write_bytes(content)
     expected = draw(**options).x

@@ -10,6 +10,7 @@ from tests.support.toy import FREE, MODEL, SHAPE
 OPTIONS = {"num": 5, "gamma": np.linspace(1, 3, 5), "seed": 3, "batch_size": 2}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("config", "negative"),
     [

@@ -10,6 +10,7 @@ import pytest
 from flowguide.schema.examples import (
     EXAMPLES,
     Images,
+    Latents,
     Records,
     Vectors,
     example_spec,
@@ -34,7 +35,8 @@ KINDS = pytest.mark.parametrize(("examples", "stored"), TABLE, ids=[str(examples
 
 
 def test_every_kind_is_in_the_table():
-    assert {type(examples) for examples, _ in TABLE} == set(EXAMPLES.values())
+    """But latents, of which only a draw is seen: ``test_latents``."""
+    assert {type(examples) for examples, _ in TABLE} == set(EXAMPLES.values()) - {Latents}
 
 
 @KINDS
@@ -56,6 +58,19 @@ def test_what_is_stored_comes_back(examples, stored):
     compiled = jax.jit(lambda x: (examples.to_model(x), examples.to_output(examples.to_model(x))))(stored)
     np.testing.assert_allclose(compiled[0], seen, rtol=1e-6)
     np.testing.assert_array_equal(compiled[1], stored, strict=True)
+
+
+@KINDS
+def test_training_sees_the_same_and_mirrors_by_the_coins(examples, stored):
+    keys, seen = jax.random.split(jax.random.key(0), len(stored)), examples.to_model(stored)
+    np.testing.assert_array_equal(examples.draw(keys, stored), seen)
+    coins = jnp.arange(len(stored)) % 2 == 1
+    if not examples.as_pictures:
+        with pytest.raises(ValueError, match="set flip to False"):
+            examples.draw(keys, stored, coins)
+        return
+    expected = [np.flip(x, axis=1) if i % 2 else x for i, x in enumerate(np.asarray(seen))]
+    np.testing.assert_array_equal(examples.draw(keys, stored, coins), np.stack(expected))
 
 
 @KINDS

@@ -70,6 +70,7 @@ def test_json_keeps_a_field(kind):
     assert hash(field) == hash(field_from_json(content))
 
 
+@pytest.mark.thorough
 @KINDS
 def test_random_and_blank_values_are_values(kind):
     field, *_ = TABLE[kind]
@@ -105,6 +106,7 @@ def test_text_is_the_inverse_of_parse(kind):
         assert field.text(field.parse("name", field.text(each))) == field.text(each)
 
 
+@pytest.mark.thorough
 @KINDS
 def test_the_null_token_takes_over_exactly_where_a_field_is_absent(kind):
     field, *_ = TABLE[kind]

@@ -11,6 +11,7 @@ from tests.support.problems import exact, problem
 ENDS = jnp.array([0.0, 1.0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pair", sorted(solvers.EMBEDDED_TABLEAUX))
 @pytest.mark.parametrize(("reverse", "per_sample"), [(False, False), (True, True)])
 def test_error_follows_the_tolerance(pair, reverse, per_sample):
@@ -106,6 +107,7 @@ def test_vmap_is_each_on_its_own(pair):
         assert int(many.accepted[i]) == int(one.accepted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_gradients_in_both_modes(per_sample):
     """For x' = rate·x, from end to end and through a node: x grows by e^rate, which is also its derivative."""

@@ -118,6 +118,7 @@ def unipc2(path, ts, x):
 REFERENCES = {"dpmpp_2m": dpmpp_2m, "unipc2": unipc2}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [2, 3, 5])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("path", sorted(paths.PATHS))

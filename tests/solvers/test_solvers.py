@@ -16,6 +16,7 @@ ORDER = {
     "euler": 1,
     "midpoint": 2,
     "heun": 2,
+    "heun_edm": 2,
     "ralston": 2,
     "rk4": 4,
     "bosh3": 3,
@@ -61,6 +62,7 @@ END_TO_END = [(name, path, False) for name in sorted(READS_DATA) for path in sor
 END_TO_END += [(name, "linear", True) for name in (*sorted(READS_DATA), "ab3")] + [("ab3", "trig", False)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "path", "reverse"), END_TO_END)
 def test_from_end_to_end(name, path, reverse):
     """Between noise and data nothing blows up, and the error falls about as fast as inside, at order 1 or 2."""
@@ -128,6 +130,7 @@ def test_keeps_the_dtype(name, dtype):
     np.testing.assert_allclose(np.asarray(out, np.float32), exact(1.0, 1.0), atol=0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_jit_vmap_grad_and_one_compilation(name):
     traces = []
@@ -148,6 +151,7 @@ def test_jit_vmap_grad_and_one_compilation(name):
     np.testing.assert_allclose(slope, (run(x, 0.7 + h) - run(x, 0.7 - h)).sum() / (2 * h), rtol=2e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_trajectory_starts_at_x_and_ends_at_the_solution(name):
     x, solver = jnp.array([1.0, -0.5]), make(name)
@@ -157,6 +161,7 @@ def test_trajectory_starts_at_x_and_ends_at_the_solution(name):
     np.testing.assert_array_equal(states[-1], solvers.solve(solver, problem, x, times.grid(6)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["euler", "ab3", "unipc2"])  # no memory, a cond, a large memory
 def test_checkpointed_gradient_is_the_gradient(name):
     for n in (1, 7):
@@ -253,6 +258,13 @@ def test_tableaux_meet_the_order_conditions(name):
     assert max(abs(embedded @ phi - value) for order, phi, value in trees if order == table.order) > 1e-4
 
 
+def test_the_last_step_of_heun_edm_is_eulers_and_only_a_step_to_the_data_is():
+    x, (early, late) = jnp.array([1.0, -0.5]), (jnp.array([0.2, 0.9]), jnp.array([0.9, 1.0]))
+    for ts, same in ((early, solvers.heun()), (late, solvers.euler()), (late[::-1], solvers.heun())):
+        got = solvers.solve(solvers.heun_edm(), problem, x, ts)
+        np.testing.assert_allclose(got, solvers.solve(same, problem, x, ts), rtol=1e-6)
+
+
 def test_euler_on_the_linear_path_is_the_ddim_step():
     """x' = α'·x̂1 + σ'·x̂0 (Song et al. 2021, DDIM eq. 12) from any network's output, to rounding."""
     with jax.enable_x64(True):
@@ -287,6 +299,7 @@ def test_traced_nodes_that_are_no_grid_make_all_of_the_result_nan():
         assert np.isnan(run(jnp.array(bad))).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["abm3", "unipc2"])
 def test_fitted_grid_beats_equal_steps_on_new_noise(name):
     law = analytic.mixture(jnp.ones(3) / 3, [[2.0, 0.0], [-1.0, 1.5], [0.0, -1.0]], [0.05, 0.02, 0.1])
@@ -331,6 +344,7 @@ def test_a_fixed_step_leaves_out_the_stage_that_only_measures_errors(name, stage
     assert len(calls) == len(make(name).nodes) == stages
 
 
+@pytest.mark.thorough
 def test_a_fitted_grid_is_fitted_to_an_exact_flow():
     """The default reference is as good as one with many more steps; with two steps a coarse reference would mislead."""
     u, pilot = lambda t, x: 12 * jnp.sin(9 * t) * x, jax.random.normal(jax.random.key(0), (8, 2))

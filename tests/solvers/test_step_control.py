@@ -63,6 +63,7 @@ def integrate(f, x, ts, method, order, rtol, atol):
     return x, accepted, rejected, evaluations
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rtol", "atol"), [(1e-5, 1e-4), (1e-9, 3e-2)], ids=["relative", "absolute"])
 @pytest.mark.parametrize("ts", [(0.0, 0.3, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("name", METHODS)

@@ -44,6 +44,7 @@ def within(x, mean, variance, bias=0.0, sigmas=5):
     assert abs(x.var() - variance) < (sigmas * np.sqrt(2 / n) + bias) * variance
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["linear", "trig"])
 @pytest.mark.parametrize("gamma", [1.5, 2.0, 3.0, 5.0, 7.5])
 def test_cfg_samples_the_variances_that_theory_gives(gamma, path):
@@ -54,6 +55,7 @@ def test_cfg_samples_the_variances_that_theory_gives(gamma, path):
     within(sde, 0.0, (2 - 2 ** (2 - 2 * gamma)) / (2 * gamma - 1), bias=0.02)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("eta", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("name", sorted(solvers.STOCHASTIC))
 def test_every_eta_has_its_moments(name, eta):
@@ -61,6 +63,7 @@ def test_every_eta_has_its_moments(name, eta):
     within(program(name, "linear", 10_000, 300, "uniform")(3.0, eta, 1.5), *exact, bias=0.07)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "order"), [("euler_maruyama", 1), ("renoise", 1), ("renoise_2m", 2)])
 def test_weak_order(name, order):
     """The order of the variance, without sampling: in the lab a step is linear in x, in its memory and in its noise.
@@ -100,6 +103,7 @@ def test_weak_order(name, order):
         assert abs(np.log2(errors[0] / errors[1]) - order) < 0.15, errors
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(stochastic.DIFFUSIONS))
 def test_every_diffusion_keeps_the_law(name):
     """At γ = 1 all diffusions sample p(x|c) = N(c, 1)."""
@@ -124,6 +128,7 @@ def test_without_noise_they_are_the_deterministic_methods():
     np.testing.assert_allclose(still, solvers.solve(solvers.euler(), u, x, inner), rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
 @pytest.mark.parametrize("name", sorted(solvers.STOCHASTIC))
 def test_last_step_is_deterministic_and_nothing_is_singular(name, path):
@@ -138,6 +143,7 @@ def test_last_step_is_deterministic_and_nothing_is_singular(name, path):
         np.testing.assert_allclose(states[-1], end, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(solvers.STOCHASTIC))
 def test_a_sample_depends_on_its_own_key(name):
     p, x = paths.linear(), jax.random.normal(jax.random.key(0), (6, 1))
@@ -149,6 +155,7 @@ def test_a_sample_depends_on_its_own_key(name):
     assert float(jnp.abs(other - whole).min()) > 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(solvers.STOCHASTIC))
 def test_eta_does_not_recompile_and_has_a_gradient(name):
     traces, p = [], paths.linear()
@@ -169,6 +176,7 @@ def test_eta_does_not_recompile_and_has_a_gradient(name):
     np.testing.assert_allclose(slope, difference, rtol=0.02)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("eta", "total"), [(0.0, 1.5), (0.7, 1.0), (0.7, 0.8), (4.0, 1.5), (4.0, 3.0)])
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
 def test_a_step_is_the_exact_linear_process_where_data_stand_still(path, eta, total):
@@ -211,6 +219,7 @@ def test_a_step_is_the_exact_linear_process_where_data_stand_still(path, eta, to
     np.testing.assert_allclose(two, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", sorted(paths.PATHS))
 @pytest.mark.parametrize("eta", [2.0, 4.0])
 def test_euler_maruyama_does_not_blow_up_in_its_first_steps(path, eta):
@@ -268,6 +277,7 @@ def test_a_step_of_euler_maruyama_is_its_formula(total, eta, bounded):
     np.testing.assert_allclose(got, x + dt * drift + math.sqrt(2 * amount * dt) * z, rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(stochastic.DIFFUSIONS))
 def test_under_guidance_each_diffusion_has_moments_of_its_own(name):
     """γ = 3 and scale 1.7, where D matters: against dm/dt and dv/dt of the linear SDE in NumPy."""
@@ -319,3 +329,38 @@ def test_the_second_order_term_has_half_the_weight_of_the_data_in_the_step(total
     second, kept = solvers.renoise_2m(p, keys(3), 0.7, total).step(velocity(1.3), memory, x, t, t_next)
     np.testing.assert_allclose(second, low + 0.5 * (high - low) * 2, rtol=1e-4)
     assert int(kept[0]) == 3  # the next step draws different noise
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("total", [1.0, 1.6])
+def test_the_last_step_to_the_mean_has_the_drift_of_the_step_and_no_noise(total, eta):
+    """x + (u − D·W·ē/σ)dt, with D above the bound of the other steps; where D is infinite, with that bound."""
+    p, t, dt = paths.trig(), 0.9, 0.1
+    x, u = (jnp.asarray(a) for a in np.random.default_rng(0).normal(size=(2, 3, 2)))
+    a, s, da, ds = (float(f(jnp.float32(t))) for f in p)
+
+    def last(d, start=t):
+        method = solvers.euler_maruyama(p, keys(3), d, total if total == 1 else jnp.float32(total), last="mean")
+        return method.step(lambda t, x: u, jnp.int32(0), x, jnp.float32(start), jnp.float32(1.0))[0]
+
+    d = stochastic.DIFFUSIONS["constant"](eta)
+    noise = (da * x - a * u / total) / (da * s - a * ds)
+    assert eta == 0 or eta > s**2 / (2 * total * dt)
+    np.testing.assert_allclose(last(d), x + dt * (u - eta * total * noise / s), rtol=1e-3, atol=1e-4)
+    assert np.isfinite(last(solvers.memoryless(eta), 0.0)).all()
+    noise = x  # at t = 0
+    bounded = x + u - (total * noise / (2 * total) if eta else 0)
+    np.testing.assert_allclose(last(solvers.memoryless(eta), 0.0), bounded, rtol=1e-3, atol=1e-4)
+
+
+def test_steps_before_the_last_are_the_same_for_both_kinds_of_it():
+    p, x = paths.linear(), jax.random.normal(jax.random.key(0), (4, 1))
+    u = bind(analytic.velocity(LAB, p), given(jnp.ones((4, 1))))
+    data, mean = (
+        solvers.solve(solvers.euler_maruyama(p, keys(4), last=kind), u, x, times.grid(5), trajectory=True)
+        for kind in ("data", "mean")
+    )
+    np.testing.assert_array_equal(data[:-1], mean[:-1])
+    assert np.abs(data[-1] - mean[-1]).min() > 1e-4
+    with pytest.raises(ValueError, match=r"last must be one of .*'data', 'mean'.*; got 'Tweedie'"):
+        solvers.euler_maruyama(p, keys(4), last="Tweedie")  # pyright: ignore[reportArgumentType]

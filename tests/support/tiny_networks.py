@@ -20,7 +20,7 @@ SHAPES = {"signal": (4, 2), "image": SHAPE, "volume": (4, 2, 6, 2)}
 SMALL = {
     "mlp": {"width": 16, "depth": 2, "refine": 8},
     "unet": {"width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "heads": 2},
-    "dit": {"width": 24, "depth": 2, "heads": 2},
+    "dit": {"width": 24, "depth": 2, "heads": 2, "unroll": 1},  # scanned, as on GPUs and TPUs
 }
 BATCH = 4
 

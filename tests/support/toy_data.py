@@ -12,8 +12,8 @@ def dataset(split, size, seed, info=MODEL.info):
     """Examples whose mean says their hat, and whose spread their beard."""
     rng = np.random.default_rng(seed)
     value = {name: rng.integers(0, 2, size).astype(np.int32) for name in info.fields}
-    shift = 3.0 * value["hat"].reshape(-1, *(1,) * len(info.shape)) if "hat" in value else 0.0
-    x = (rng.normal(size=(size, *info.shape)) + shift).astype(info.examples.dtype)
+    shift = 3.0 * value["hat"].reshape(-1, *(1,) * len(info.examples.stored_shape)) if "hat" in value else 0.0
+    x = (rng.normal(size=(size, *info.examples.stored_shape)) + shift).astype(info.examples.dtype)
     return Dataset(info, split, "1", size, True, lambda i: Batch(x[i], {name: v[i] for name, v in value.items()}))
 
 

@@ -9,6 +9,7 @@ from flowguide.training.advice import FEW, hardly_trained, slow_on_cpu, unused_f
 from tests.support.runs import small
 
 
+@pytest.mark.thorough
 def test_fields_that_are_not_used_are_named_with_the_flag_that_adds_them(data_dir):
     data, c = open_dataset("avatars", data_dir=data_dir), config.default()
     assert data.unused == ("caption",)
@@ -19,6 +20,7 @@ def test_fields_that_are_not_used_are_named_with_the_flag_that_adds_them(data_di
     assert unused_fields(config.default(), open_dataset("digits", data_dir=data_dir)) == ""
 
 
+@pytest.mark.thorough
 def test_a_run_says_what_it_does_not_use(data_dir, tmp_path, monkeypatch, capsys):
     real = loop.build.splits
 
@@ -43,6 +45,7 @@ def test_six_hours_on_a_cpu_are_too_long(platform, hours, told):
         assert "--config.steps=10000, --config.batch_size=128" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "count"), [(None, 1), (5.0, 0)])
 def test_it_is_said_once_and_not_of_a_run_with_a_limit(minutes, count, data_dir, tmp_path, monkeypatch, capsys):
     """After the second logged step, and so after those that compile."""
@@ -62,6 +65,7 @@ def test_the_configs_that_are_named_exist():
         load_config(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "count"), [(1e-6, 1), (5.0, 0), (None, 0)])
 def test_a_run_that_a_limit_of_time_ends_too_early_says_so(minutes, count, data_dir, tmp_path, capsys):
     loop.train(small(data_dir), tmp_path, minutes=minutes)

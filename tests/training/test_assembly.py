@@ -37,6 +37,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *backend: real(*backend)[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_train_and_plan_take_the_step_that_is_assembled(name, data_dir, tmp_path, one_device):
     config = small(data_dir, steps=1, log_every=1, **CONFIGS[name])
@@ -64,8 +65,10 @@ def test_train_and_plan_take_the_step_that_is_assembled(name, data_dir, tmp_path
     assert planned.state == sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
 
 
-def test_the_loss_is_what_the_config_says(data_dir):
-    config = complete(small(data_dir))
+@pytest.mark.thorough
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_the_loss_is_what_the_config_says(data_dir, jitter):
+    config = complete(small(data_dir, jitter=jitter))
     data = build.dataset(config, config.data.split)
     made = assemble(config, data.info, jax.devices())
     batch = next(batches(data, config.batch_size, config.seed))
@@ -78,7 +81,14 @@ def test_the_loss_is_what_the_config_says(data_dir):
     params = network.init(init_key)
     assert same(params, state.params)
     recipe = losses.Recipe(paths.linear(), times.logit_normal(), drop_rate=0.1)
-    by_hand = make_loss(network, recipe, lambda x: x, draw_key)
+
+    def noisy(keys, x, coins):
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 4), (2,)))(keys)
+        return x + jitter * noise
+
+    by_hand = make_loss(network, recipe, noisy, draw_key)
     assert float(metrics["loss"]) == pytest.approx(float(by_hand(params, 0, batch)), rel=1e-5)
-    undropped = make_loss(network, recipe._replace(drop_rate=0.0, drop_field_rate=0.0), lambda x: x, test_key)
+    undropped = make_loss(
+        network, recipe._replace(drop_rate=0.0, drop_field_rate=0.0), lambda keys, x, coins: x, test_key
+    )
     assert float(made.validation_loss(params, 0, batch)) == pytest.approx(float(undropped(params, 0, batch)), rel=1e-5)

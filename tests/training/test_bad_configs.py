@@ -9,6 +9,7 @@ from flowguide.training import loop
 from tests.support.runs import small
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -31,8 +32,15 @@ from tests.support.runs import small
         ),
         (
             {"target": {"name": "guided"}},
-            "unknown target 'guided': there are distilled, guidance_free, model_guidance, pl",
+            "unknown target 'guided': there are contrastive, distilled, guidance_free, mod",
         ),
+        ({"target": {"name": "contrastive", "weight": 1.0}}, "expects 0 <= weight < 1; got 1.0: use 0.05"),
+        ({"target": {"name": "contrastive"}, "task": "classifier"}, "one of velocities; got task 'classifier': set"),
+        (
+            {"target": {"name": "contrastive"}, "batch_size": 8},
+            "pairs the examples of a device, .*got batch_size 8 for 8: expected 16 or more",
+        ),
+        ({"target": {"name": "contrastive"}, "eval_examples": 12}, "got eval_examples 12 for 8: expected 16 or more"),
         ({"target": {"name": "model_guidance", "w": 1}}, "target 'model_guidance' has no setting 'w': it takes gamma"),
         ({"target": {"name": "model_guidance", "gamma": 0.5}}, "finite gamma of 1 or more; got 0.5: use 2.0"),
         ({"target": {"name": "model_guidance"}, "drop_rate": 0.0}, "on the way; got drop_rate 0.0: 0.1, say"),
@@ -43,7 +51,7 @@ from tests.support.runs import small
             r"the lower first; got \(5.0, 1.0",
         ),
         ({"target": {"name": "guidance_free"}, "task": "classifier"}, "one of velocities; got task 'classifier': set"),
-        ({"task": "regress"}, "unknown task 'regress': there are classifier, flow"),
+        ({"task": "regress"}, "unknown task 'regress': there are autoencoder, classifier, flow"),
         ({"task": "classifier", "network": {"name": "unet"}}, "unknown classifier 'unet': there are mlp"),
         ({"path": {"name": "straight"}}, "unknown path 'straight'.*: there are linear, trig, vp"),
         ({"coupling": {"name": "none"}}, "unknown coupling 'none': there are assigned, independent, sinkhorn"),

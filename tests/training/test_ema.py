@@ -50,6 +50,13 @@ def test_power_profile_is_its_formula():
     np.testing.assert_array_equal(ema.power()(jnp.float32(n)), ema.power(0.05)(jnp.float32(n)))
 
 
+def test_power_profile_is_exact_after_a_million_updates():
+    """1 − 1/n would be off by 1 % of 1/n in float32."""
+    n = 10.0**6
+    expected = -np.expm1((ema.power_exponent(0.1) + 1) * np.log1p(-1 / (n + 1)))
+    assert 1 - float(ema.power(0.1)(jnp.float32(n))) == pytest.approx(expected, rel=5e-3)
+
+
 def test_every_width_up_to_that_of_equal_weights_is_possible():
     """γ = 0 weighs all alike, with a standard deviation of 12^-½ = 0.2887; wider needs γ < 0."""
     for std in (0.001, 0.28, 0.2886):
@@ -60,6 +67,7 @@ def test_every_width_up_to_that_of_equal_weights_is_possible():
         ema.power(0.2888)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("std", [0.05, 0.1, 0.2])
 def test_power_profile_has_the_asked_width_and_shape(std):
     """Weights ∝ τ^γ: their relative standard deviation is the one asked for, and nothing is left of the start."""

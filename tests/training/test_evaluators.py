@@ -16,6 +16,7 @@ from flowguide.training import evaluators, loop
 from tests.support.runs import small
 
 
+@pytest.mark.thorough
 def test_a_preview_that_fails_does_not_end_the_run(data_dir, tmp_path, monkeypatch, capsys):
     def refuse(*args, **options):
         raise UserError("the samples are not finite")
@@ -27,6 +28,7 @@ def test_a_preview_that_fails_does_not_end_the_run(data_dir, tmp_path, monkeypat
     assert "no preview at step 2: the samples are not finite" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_picture_that_fails_does_not_end_the_run(data_dir, tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise MemoryError("no room for\nthe figure")
@@ -47,6 +49,7 @@ EXAMPLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_of_every_shape_are_previewed(name, tmp_path, monkeypatch, capsys):
     shape, dtype, conditional = EXAMPLES[name]
@@ -76,6 +79,7 @@ def test_examples_of_every_shape_are_previewed(name, tmp_path, monkeypatch, caps
         assert min(picture.size) > 60
 
 
+@pytest.mark.thorough
 def test_an_evaluator_of_ones_own_is_called_when_due(data_dir, tmp_path, monkeypatch):
     """Its scores are logged and kept with a checkpoint, also where there was no validation; it gets the average."""
     seen = {}
@@ -107,6 +111,7 @@ def test_an_evaluator_of_ones_own_is_called_when_due(data_dir, tmp_path, monkeyp
     assert not (tmp_path / "broken").exists()
 
 
+@pytest.mark.slow
 def test_samples_are_measured_as_by_evaluate(data_dir, tmp_path):
     config = small(data_dir, steps=4, checkpoint_every=4)
     config.metrics.update({"every": 2, "num": 40, "gammas": (1.0, 3.0), "solver": "euler", "steps": 2})

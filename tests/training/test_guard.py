@@ -14,6 +14,7 @@ from flowguide.training import assembly, loop
 from tests.support.runs import small
 
 
+@pytest.mark.thorough
 def test_a_diverging_run_stops_with_the_step(data_dir, tmp_path):
     config = small(data_dir, lr=1e30, clip=0.0, nonfinite_limit=0)
     with pytest.raises(
@@ -43,6 +44,7 @@ def failing_at(steps, make_loss):
     return make
 
 
+@pytest.mark.thorough
 def test_a_step_that_is_not_finite_is_skipped_and_counted(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(assembly, "make_loss", failing_at([3, 4, 10], assembly.make_loss))
     state = loop.train(small(data_dir, nonfinite_limit=2, log_every=1), tmp_path / "a")
@@ -55,6 +57,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(data_dir, tmp_path, mo
         loop.train(small(data_dir, nonfinite_limit=1), tmp_path / "b")
 
 
+@pytest.mark.thorough
 def test_no_checkpoint_is_kept_while_steps_are_skipped(data_dir, tmp_path, monkeypatch, capsys):
     """One that is due waits for a step that counts; at the end there is none, and the last good one stays."""
     real = assembly.make_loss

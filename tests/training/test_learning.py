@@ -50,7 +50,7 @@ def test_the_loss_of_a_gaussian_reaches_its_minimum(tmp_path):
     """A small network on N(m, Σ): its loss on fresh draws comes within 3 % of the known least value."""
     law, p, size = analytic.mixture([1.0], [[0.5, -1.0]], jnp.array([[[0.5, 0.2], [0.2, 1.0]]])), paths.linear(), 512
     network = as_network(lambda rngs: MLP((2,), {}, width=32, depth=2, rngs=rngs))
-    loss = make_loss(network, losses.Recipe(p, times.uniform()), lambda x: x, jax.random.key(1))
+    loss = make_loss(network, losses.Recipe(p, times.uniform()), lambda keys, x, coins: x, jax.random.key(1))
     optimizer = optax.adamw(optax.cosine_decay_schedule(5e-3, 600))
     step = make_step(loss, optimizer, ema.constant(0.99))(lambda tree: tree)
     label = given(jnp.zeros(size, int))

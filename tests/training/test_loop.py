@@ -15,6 +15,7 @@ from flowguide.training import loop
 from tests.support.runs import same, small
 
 
+@pytest.mark.thorough
 def test_stopping_and_resuming_gives_the_same_bits(whole, data_dir, tmp_path):
     first = loop.train(small(data_dir), tmp_path, stop_after=11)
     assert int(first.step) == 11
@@ -23,6 +24,7 @@ def test_stopping_and_resuming_gives_the_same_bits(whole, data_dir, tmp_path):
     assert same(resumed, whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_termination_signal_saves_and_the_run_goes_on_to_the_same_bits(
     whole, data_dir, tmp_path, monkeypatch, number
@@ -43,6 +45,7 @@ def test_a_termination_signal_saves_and_the_run_goes_on_to_the_same_bits(
     assert same(loop.train(small(data_dir), tmp_path), whole[1])
 
 
+@pytest.mark.slow
 def test_another_layout_goes_on_to_the_same_parameters(whole, data_dir, tmp_path):
     """A run may change how it lies over devices; what comes out differs by rounding alone."""
     loop.train(small(data_dir), tmp_path, stop_after=11)
@@ -53,6 +56,7 @@ def test_another_layout_goes_on_to_the_same_parameters(whole, data_dir, tmp_path
     assert same(sampling.load(tmp_path).params, resumed.ema)
 
 
+@pytest.mark.thorough
 def test_a_longer_run_goes_on_from_the_end(whole, data_dir, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
@@ -75,6 +79,7 @@ def test_what_a_run_leaves(whole):
     assert same(sampling.load(workdir, 16).params, run.params) is False
 
 
+@pytest.mark.thorough
 def test_keeps_the_newest_and_the_best(data_dir, tmp_path):
     loop.train(small(data_dir, keep=1, checkpoint_every=4, eval_every=4), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -88,6 +93,7 @@ def test_another_config_in_the_same_folder_is_refused(whole, data_dir):
         loop.train(small(data_dir, lr=0.1, network={"width": 8}), whole[0])
 
 
+@pytest.mark.thorough
 def test_a_failed_first_attempt_does_not_claim_the_folder(whole, data_dir, tmp_path):
     with pytest.raises(UserError, match=r"lower lr or clip\. No checkpoint was kept; the examples"):
         loop.train(small(data_dir, lr=1e30, nonfinite_limit=0), tmp_path)
@@ -99,6 +105,7 @@ def test_a_failed_first_attempt_does_not_claim_the_folder(whole, data_dir, tmp_p
         loop.train(small(data_dir, lr=0.1), tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_warm_up_longer_than_the_run_is_shortened(data_dir, tmp_path, capsys):
     loop.train(small(data_dir, steps=10, warmup=100, log_every=1), tmp_path)
     assert "a warm-up of 100 steps is as long as the run: it is shortened to 1" in capsys.readouterr().out
@@ -106,6 +113,7 @@ def test_a_warm_up_longer_than_the_run_is_shortened(data_dir, tmp_path, capsys):
     assert [line["lr"] for line in lines if "lr" in line][:2] == pytest.approx([1e-3, 1e-3])
 
 
+@pytest.mark.thorough
 def test_a_classifier_trains_with_the_same_trainer(data_dir, tmp_path):
     config = small(data_dir, task="classifier", steps=3)
     config.preview.every = 3
@@ -113,6 +121,7 @@ def test_a_classifier_trains_with_the_same_trainer(data_dir, tmp_path):
     assert not (tmp_path / "previews").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cut", ["params", "ema", "train"])
 def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(whole, data_dir, tmp_path, capsys, cut):
     workdir = tmp_path / "run"

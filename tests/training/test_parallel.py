@@ -12,6 +12,7 @@ from flowguide.config import default
 from flowguide.errors import UserError
 from flowguide.networks import MLP, DiT, Network, as_network
 from flowguide.schema import Aligned, Batch, Images, Known, Label, Vectors
+from flowguide.schema.examples import mirrored_where
 from flowguide.training import ema, parallel
 from flowguide.training.parallel import (
     abstract,
@@ -29,7 +30,7 @@ FIELDS = {"a": Label(("x", "y", "z")), "b": Label(("x", "y"))}
 NETWORK = as_network(lambda rngs: MLP((2,), FIELDS, width=16, depth=2, rngs=rngs))
 RECIPE = losses.Recipe(paths.linear(), times.logit_normal())
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3))
-LOSS = make_loss(NETWORK, RECIPE, lambda x: x, jax.random.key(1))
+LOSS = make_loss(NETWORK, RECIPE, lambda keys, x, coins: x, jax.random.key(1))
 
 
 def batch(step):
@@ -61,6 +62,7 @@ def alone():
     return train(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "devices", "accumulate"),
     [
@@ -83,12 +85,14 @@ def test_same_parameters_on_any_number_of_devices_and_parts(alone, layout, devic
     np.testing.assert_allclose(metrics["loss"], alone[1]["loss"], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_training_moves_the_parameters(alone):
     start = init_state(NETWORK, OPTIMIZER, jax.random.key(0))
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), start.params, alone[0].params)
     assert max(jax.tree.leaves(moved)) > 1e-2
 
 
+@pytest.mark.thorough
 def test_replicas_drift_without_the_mean_and_the_check_sees_it():
     step_with = make_step(LOSS, OPTIMIZER, ema.constant(0.9))
     state, _ = train(2, steps=2, step_with=lambda mean: step_with(lambda tree: tree))
@@ -104,11 +108,13 @@ def test_replicas_drift_without_the_mean_and_the_check_sees_it():
         assert replicas_agree([jax.make_array_from_single_device_arrays((8, 3), place, held)]) == same
 
 
+@pytest.mark.thorough
 def test_state_has_no_device_axis(alone):
     fresh = init_state(NETWORK, OPTIMIZER, jax.random.key(0))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, train(8, steps=1)[0])
 
 
+@pytest.mark.thorough
 def test_several_processes_would_compute_the_bits_of_pmap(monkeypatch):
     """pmap takes no arrays of other processes; what stands in for it is the same."""
     expected = train(4, steps=3)
@@ -117,23 +123,30 @@ def test_several_processes_would_compute_the_bits_of_pmap(monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_transport_pairs_the_examples_of_a_share_in_every_layout():
+@pytest.mark.thorough
+@pytest.mark.parametrize("which", ["coupling", "others"])
+def test_examples_are_paired_within_a_share_in_every_layout(which):
     """Where the program sees the whole batch it pairs as the devices would, each with its own part of it."""
-    coupling = couplings.minibatch(couplings.assigned(optax.assignment.hungarian_algorithm))
+    pairs, target = couplings.next_example(), targets.contrastive(0.5)
+    if which == "coupling":
+        pairs, target = couplings.minibatch(couplings.assigned(optax.assignment.hungarian_algorithm)), targets.plain()
     seen = {}
     for shares in (1, 4):
-        recipe = RECIPE._replace(coupling=couplings.within(coupling, shares))
-        step_with = make_step(make_loss(NETWORK, recipe, lambda x: x, jax.random.key(1)), OPTIMIZER, ema.constant(0.9))
+        recipe = RECIPE._replace(**{which: couplings.within(pairs, shares), "target": target})
+        step_with = make_step(
+            make_loss(NETWORK, recipe, lambda keys, x, coins: x, jax.random.key(1)), OPTIMIZER, ema.constant(0.9)
+        )
         layout = "data_parallel" if shares == 1 else "fsdp"
         seen[shares] = train(4, steps=3, step_with=step_with, layout=layout)[0].params
     for a, b in zip(*map(jax.tree.leaves, seen.values()), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.thorough
 def test_each_device_holds_its_part_and_gathers_a_layer_at_a_time():
     """The memory of a step, by the compiler's own account, of a DiT whose parameters are most of it."""
     network = as_network(lambda rngs: DiT((4, 4, 1), FIELDS, patch=2, width=64, depth=16, heads=4, rngs=rngs))
-    loss = make_loss(network, RECIPE, lambda x: x, jax.random.key(1))
+    loss = make_loss(network, RECIPE, lambda keys, x, coins: x, jax.random.key(1))
     like = jax.eval_shape(lambda: init_state(network, OPTIMIZER, jax.random.key(0)))
     size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(like))
     images = Batch(np.zeros((8, 4, 4, 1), np.float32), batch(0).value, np.arange(8, dtype=np.int32))
@@ -206,6 +219,7 @@ def test_devices_that_jax_makes_no_mesh_of_are_taken_in_their_order(monkeypatch)
         assert mesh.devices.tolist() == np.reshape(jax.devices(), (2, 4)).tolist()
 
 
+@pytest.mark.thorough
 def test_step_compiles_once():
     traces = []
     step_with = make_step(LOSS, OPTIMIZER, ema.constant(0.9))
@@ -218,6 +232,11 @@ def test_step_compiles_once():
     assert len(traces) == 1
 
 
+def mirroring(examples):
+    """What the network sees is what is stored, mirrored by the coins."""
+    return lambda keys, x, coins: mirrored_where(coins, jnp.asarray(x), examples.mirrored)
+
+
 def test_flip_mirrors_half_of_the_images():
     """Images that are 1 on the left; a prediction of 1 on the right errs by 1 on them and by 0 on mirrored ones."""
     images = np.zeros((256, 2, 2, 1), np.float32)
@@ -226,12 +245,13 @@ def test_flip_mirrors_half_of_the_images():
     network = Network(lambda key: {}, lambda params, t, x, c: jnp.broadcast_to(right, x.shape))
     recipe = losses.Recipe(paths.path(lambda t: t, lambda t: 0 * t), times.uniform())  # the target is x1 itself
     b = Batch(images, {"a": np.zeros(256, np.int32)}, np.arange(256, dtype=np.int32))
-    mirrored = Images((2, 2, 1)).mirrored
-    share = 1 - float(make_loss(network, recipe, lambda x: x, jax.random.key(2), mirrored)({}, 0, b))
+    flipping = make_loss(network, recipe, mirroring(Images((2, 2, 1))), jax.random.key(2), flip=True)
+    share = 1 - float(flipping({}, 0, b))
     assert abs(share - 0.5) < 4.5 * 0.5 / 256**0.5
-    assert float(make_loss(network, recipe, lambda x: x, jax.random.key(2))({}, 0, b)) == 1.0
+    assert float(make_loss(network, recipe, lambda keys, x, coins: x, jax.random.key(2))({}, 0, b)) == 1.0
 
 
+@pytest.mark.thorough
 def test_what_lies_beside_an_example_is_mirrored_with_it_and_its_known_part_is_its_own():
     """The network predicts its condition, which is the mirrored example itself: no error remains."""
     x = np.random.default_rng(0).normal(size=(64, 3, 4, 1)).astype(np.float32)
@@ -245,16 +265,17 @@ def test_what_lies_beside_an_example_is_mirrored_with_it_and_its_known_part_is_i
     recipe = losses.Recipe(paths.path(lambda t: t, lambda t: 0 * t), times.uniform())  # the target is x1 itself
     b = Batch(x, {"beside": x, "kind": np.zeros(64, np.int32)}, np.arange(64, dtype=np.int32))
     network = Network(lambda key: {}, velocity)
-    loss = make_loss(network, recipe, lambda x: x, jax.random.key(2), Images((3, 4, 1)).mirrored, fields=fields)
+    loss = make_loss(network, recipe, mirroring(Images((3, 4, 1))), jax.random.key(2), flip=True, fields=fields)
     assert float(loss({}, 0, b)) == 0.0
     known = ~np.isnan(parts[0])
     assert 0.2 < known.mean() < 0.8
     assert not np.array_equal(parts[0][known], x[known])  # half of them are mirrored
 
 
+@pytest.mark.thorough
 def test_the_moving_average_teaches_unless_another_does():
     recipe = RECIPE._replace(target=targets.model_guidance(3.0))
-    loss = make_loss(NETWORK, recipe, lambda x: x, jax.random.key(1))
+    loss = make_loss(NETWORK, recipe, lambda keys, x, coins: x, jax.random.key(1))
     state = init_state(NETWORK, OPTIMIZER, jax.random.key(0))
     flat, unravel = ravel_pytree(state.params)
     noisy = unravel(flat + 0.3 * jax.random.normal(jax.random.key(4), flat.shape))

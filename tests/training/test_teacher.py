@@ -23,6 +23,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_guidance_is_trained_in_and_gamma_is_told(name, whole, data_dir, tmp_path):
     target = dict(TARGETS[name])

@@ -23,7 +23,8 @@ TRAIN = 9_000  # the first examples; the rest is the test split
 class Avatars(tfds.core.GeneratorBasedBuilder):
     """Faces with eight attributes and a caption."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Captions say a part, in any order.", "1.0.0": "Captions say everything, in one order."}  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:
         _, attributes, names = load()
@@ -50,7 +51,7 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
         captions = _captions()
         for i in range(*slice(start, stop).indices(len(images))):
             labels = {name: int(column[i]) for name, column in attributes.items()}
-            yield i, {"image": encode_png(images[i]), "caption": captions[i], **labels}
+            yield i, {"image": encode_png(images[i]), "caption": partial(captions[i], i), **labels}
 
 
 @functools.cache
@@ -85,8 +86,19 @@ def caption(face: Mapping[str, str]) -> str:
     return ", ".join(filter(None, parts))
 
 
+def partial(whole: str, seed: int) -> str:
+    """Returns a random part of a caption, in random order, for example "happy, blue hat".
+
+    A network that only saw whole captions, in one order, would not know what to make of a short prompt.
+    """
+    rng, parts = np.random.default_rng(seed), whole.split(", ")
+    kept = rng.permutation(len(parts))[: rng.integers(1, len(parts), endpoint=True)]
+    return ", ".join(parts[i] for i in kept)
+
+
 @functools.cache
 def _captions() -> list[str]:
+    """Returns the whole caption of every face."""
     images, attributes, names = load()
     columns = {name: [names[name][value] for value in column] for name, column in attributes.items()}
     return [caption({name: column[i] for name, column in columns.items()}) for i in range(len(images))]

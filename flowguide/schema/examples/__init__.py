@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from flowguide.kinds import tuples
-from flowguide.schema.examples.example import Examples, example_spec
+from flowguide.schema.examples.example import Examples, example_spec, mirrored_where
 from flowguide.schema.examples.images import Images, to_floats, to_pixels
+from flowguide.schema.examples.latents import Latents, as_stored
 from flowguide.schema.examples.records import Records
 from flowguide.schema.examples.vectors import Vectors
 
-EXAMPLES: dict[str, type[Examples]] = {examples.kind: examples for examples in (Images, Vectors, Records)}
+EXAMPLES: dict[str, type[Examples]] = {examples.kind: examples for examples in (Images, Vectors, Records, Latents)}
 
 
 def examples_to_json(examples: Examples) -> dict[str, Any]:
@@ -37,11 +38,14 @@ __all__ = [
     "EXAMPLES",
     "Examples",
     "Images",
+    "Latents",
     "Records",
     "Vectors",
+    "as_stored",
     "example_spec",
     "examples_from_json",
     "examples_to_json",
+    "mirrored_where",
     "to_floats",
     "to_pixels",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from flowguide.typing import Array
+from flowguide.typing import Array, PRNGKey
 
 
 class Examples(Protocol):
@@ -15,7 +17,8 @@ class Examples(Protocol):
 
     Attributes:
       kind: the word for this kind in ``info.json``.
-      shape: of one example, as stored and as a user gets it.
+      shape: of one example, as a user gets it.
+      stored_shape: of one example, as stored.
       model_shape: of one example, as the network sees it.
       dtype: of a stored example.
       as_pictures: whether outputs are pictures, uint8 ``(H, W, C)``, that can be saved as PNG files.
@@ -23,12 +26,19 @@ class Examples(Protocol):
     """
 
     kind: str
-    dtype: Any
-    as_pictures: bool
     variance: float
 
     @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def as_pictures(self) -> bool: ...
+
+    @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]: ...
 
     @property
     def model_shape(self) -> tuple[int, ...]: ...
@@ -46,6 +56,20 @@ class Examples(Protocol):
         """Converts stored examples to the float32 that the network sees. Works inside ``jit``."""
         ...
 
+    def draw(self, keys: PRNGKey, x: Any, coins: Array | None = None) -> Array:
+        """Converts stored examples to what the network sees at one step of training. Works inside ``jit``.
+
+        Args:
+          keys: typed keys ``(B,)``, for kinds that draw something themselves. They fold in 3, or 5 and more; training
+            has taken the others.
+          x: stored, ``(B, *stored_shape)``.
+          coins: bool ``(B,)``, which to mirror left to right; None for none.
+
+        Raises:
+          ValueError: for coins, if the kind has no left and right.
+        """
+        ...
+
     def to_output(self, x: Any) -> Any:
         """Converts what the network draws to what ``sampling`` returns; NumPy or JAX arrays."""
         ...
@@ -61,7 +85,12 @@ class Examples(Protocol):
 
 def example_spec(examples: Examples, batch: int) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype of a batch of stored examples."""
-    return jax.ShapeDtypeStruct((batch, *examples.shape), np.dtype(examples.dtype))
+    return jax.ShapeDtypeStruct((batch, *examples.stored_shape), np.dtype(examples.dtype))
+
+
+def mirrored_where(coins: Array | None, x: Array, mirrored: Callable[[Array], Array]) -> Array:
+    """Returns x ``(B, *D)`` mirrored where ``coins`` ``(B,)`` say so; None mirrors nothing."""
+    return x if coins is None else jnp.where(coins.reshape(-1, *(1,) * (x.ndim - 1)), mirrored(x), x)
 
 
 def check_shape(shape: tuple[int, ...]) -> None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from flowguide.schema.examples.example import check_shape
-from flowguide.typing import Array
+from flowguide.schema.examples.example import check_shape, mirrored_where
+from flowguide.typing import Array, PRNGKey
 
 
 class Images(NamedTuple):
@@ -20,6 +20,10 @@ class Images(NamedTuple):
     dtype = np.uint8
     as_pictures = True
     variance = 0.25  # that of CIFAR-10
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return self.shape
 
     @property
     def model_shape(self) -> tuple[int, ...]:
@@ -38,6 +42,9 @@ class Images(NamedTuple):
 
     def to_model(self, x: Any) -> Array:
         return to_floats(x)
+
+    def draw(self, keys: PRNGKey, x: Any, coins: Array | None = None) -> Array:
+        return mirrored_where(coins, self.to_model(x), self.mirrored)
 
     def to_output(self, x: Any) -> Any:
         return to_pixels(x)

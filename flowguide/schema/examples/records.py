@@ -11,9 +11,9 @@ import numpy as np
 
 from flowguide.errors import UserError, hint, listed
 from flowguide.kinds import fits
-from flowguide.schema.examples.example import check_shape
+from flowguide.schema.examples.example import check_shape, mirrored_where
 from flowguide.schema.standard import check_standard, restored, standardised
-from flowguide.typing import Array
+from flowguide.typing import Array, PRNGKey
 
 BOOLEAN = ("False", "True")  # classes of a column of booleans
 
@@ -48,6 +48,10 @@ class Records(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self.names),)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return self.shape
 
     @property
     def model_shape(self) -> tuple[int, ...]:
@@ -89,6 +93,9 @@ class Records(NamedTuple):
         spread = jnp.asarray(x).astype(jnp.float32)[..., column]
         seen = jnp.where((code < 0) | jnp.isnan(spread), spread, spread == code)
         return standardised(seen, self.mean, self.scale)
+
+    def draw(self, keys: PRNGKey, x: Any, coins: Array | None = None) -> Array:
+        return mirrored_where(coins, self.to_model(x), self.mirrored)
 
     def to_output(self, x: Any) -> Any:
         x = restored(x, self.mean, self.scale)

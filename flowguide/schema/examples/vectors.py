@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowguide.kinds import fits
-from flowguide.schema.examples.example import check_shape
+from flowguide.schema.examples.example import check_shape, mirrored_where
 from flowguide.schema.standard import check_standard, restored, standardised
-from flowguide.typing import Array
+from flowguide.typing import Array, PRNGKey
 
 
 class Vectors(NamedTuple):
@@ -36,6 +36,10 @@ class Vectors(NamedTuple):
     variance = 1.0  # they are standardised
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
     def model_shape(self) -> tuple[int, ...]:
         return self.shape
 
@@ -54,6 +58,9 @@ class Vectors(NamedTuple):
 
     def to_model(self, x: Any) -> Array:
         return standardised(jnp.asarray(x).astype(jnp.float32), self.mean, self.scale)
+
+    def draw(self, keys: PRNGKey, x: Any, coins: Array | None = None) -> Array:
+        return mirrored_where(coins, self.to_model(x), self.mirrored)
 
     def to_output(self, x: Any) -> Any:
         return restored(x, self.mean, self.scale)
