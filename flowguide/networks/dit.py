@@ -79,6 +79,7 @@ class DiT(nnx.Module):
         registers: int = 0,
         shared_film: bool = False,
         context: str = "keys",
+        field_tokens: bool = False,
         attention: str = "xla",
         remat: bool = False,
         unroll: int = 0,
@@ -115,6 +116,8 @@ class DiT(nnx.Module):
           context: how words and series enter: "keys" adds keys and values to self-attention; "cross" attends to them
             after it (Chen et al. 2023); "joint" carries them through the blocks with weights of their own (MMDiT,
             Esser et al. 2024).
+          field_tokens: whether classes and vectors are a token each, too, and enter like words. Without
+            it the blocks see only the sum of their embeddings, and follow many fields at once less well.
           attention: "xla", or "cudnn" for cuDNN's flash attention where it runs: bfloat16 on NVIDIA GPUs. That has no
             forward-mode derivative, so log-densities and MeanFlow need "xla".
           remat: whether to recompute each block in the backward pass instead of storing its activations.
@@ -148,18 +151,20 @@ class DiT(nnx.Module):
                 f"class_tokens_from={class_tokens_from}, depth={depth}, class_tokens={class_tokens}: set class_tokens, "
                 "or lower class_tokens_from"
             )
-        words = has_sequence(fields)
+        words = has_sequence(fields, tokens=field_tokens)
         if context != "keys" and not words:
             raise ValueError(
                 f"context={context!r} is how words or a series enter, and the condition has neither: add such a field, "
-                "or leave context at 'keys'"
+                "set field_tokens=True for a token from each class and vector, or leave context at 'keys'"
             )
+        if field_tokens and not words:
+            raise ValueError("field_tokens needs a condition with a class, a vector or words; got none: leave it False")
         self.dtype = computing_dtype(dtype)
         self.patch, self.depth, self.remat, self.unroll = patch, depth, remat, unroll
         self.positions, self.joint = positions, context == "joint"
         self.class_tokens_from = class_tokens_from
         self.time = TimeEmbedding(width, size=time_features, scale=time_scale, rngs=rngs)
-        self.condition = ConditionEmbedding(fields, width, rngs=rngs)
+        self.condition = ConditionEmbedding(fields, width, tokens=field_tokens, rngs=rngs)
         seen = patch**axes * (channels + channels_beside(fields, axes))
         self.bottleneck = Dense(seen, bottleneck, use_bias=False, dtype=self.dtype, rngs=rngs) if bottleneck else None
         self.inlet = Dense(bottleneck or seen, width, dtype=self.dtype, rngs=rngs)

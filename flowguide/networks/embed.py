@@ -207,10 +207,13 @@ class ConditionEmbedding(nnx.Module):
     Each field has its own learned null token (``<field>/null`` among the parameters), which replaces the embedding
     exactly where the field is absent: the value there has no influence, and only absent examples train the token. The
     value of a single field may be a bare array; several fields need a dict by name.
+
+    With ``tokens``, a field that has neither a sequence nor channels beside x is also a sequence of one token, its
+    vector. So attention can tell the fields apart, of which the sum of the vectors shows only a mixture.
     """
 
-    def __init__(self, fields: Fields, width: int, *, rngs: nnx.Rngs):
-        self.width = width
+    def __init__(self, fields: Fields, width: int, *, tokens: bool = False, rngs: nnx.Rngs):
+        self.width, self.tokens = width, tokens
         made = {name: _embedding(field).make(field, width, rngs=rngs) for name, field in fields.items()}
         self.fields = nnx.data(made)
         self.shapes = tuple((name, field.shape) for name, field in fields.items())
@@ -235,6 +238,9 @@ class ConditionEmbedding(nnx.Module):
             if embedded.sequence is not None:
                 sequences.append(embedded.sequence)
                 masks.append(embedded.mask)
+            elif self.tokens and not embedded.beside:
+                sequences.append(embedded.vector[:, None])
+                masks.append(jnp.ones((batch, 1), bool))
         if not sequences:
             return Embedded(vector, beside=tuple(beside))
         return Embedded(vector, jnp.concatenate(sequences, axis=1), jnp.concatenate(masks, axis=1), tuple(beside))
@@ -249,9 +255,10 @@ class ConditionEmbedding(nnx.Module):
         return tree
 
 
-def has_sequence(fields: Fields) -> bool:
-    """Returns whether these fields embed to a sequence."""
-    return any(_embedding(field).has_sequence for field in fields.values())
+def has_sequence(fields: Fields, *, tokens: bool = False) -> bool:
+    """Returns whether a ``ConditionEmbedding`` of these fields gives a sequence."""
+    embeddings = [_embedding(field) for field in fields.values()]
+    return any(embedding.has_sequence or (tokens and not embedding.beside) for embedding in embeddings)
 
 
 def beside_shapes(fields: Fields) -> tuple[tuple[int, ...], ...]:

@@ -79,6 +79,7 @@ SWITCHED = [
             "registers": 0,
             "shared_film": False,
             "context": "keys",
+            "field_tokens": False,
             "attention": "xla",
             "remat": False,
             "unroll": 0,

@@ -35,6 +35,9 @@ CASES = {
     "no table": (IMAGE, FIELDS, {"positions": "none", "rope": True, "qk_norm": True, "registers": 2}),
     "cross": (IMAGE, FIELDS, {"context": "cross", "shared_film": True, "qk_norm": True, "registers": 1}),
     "joint": (IMAGE, FIELDS, {"context": "joint"}),
+    "tokens": (IMAGE, LABELS, {"field_tokens": True}),
+    "tokens-cross": (SIGNAL, FIELDS, {"field_tokens": True, "context": "cross"}),
+    "tokens-joint": (IMAGE, FIELDS, {"field_tokens": True, "context": "joint", "qk_norm": True}),
     "joint-all": (VOLUME, FIELDS, {**JOINT, "shared_film": True, "class_tokens": 2, "class_tokens_from": 2}),
 }
 # The text of the last block of joint attention has nothing to go to.
@@ -272,7 +275,8 @@ def test_the_parameters_of_the_default_have_their_names_and_shapes():
         ({"context": "add"}, "context must be one of 'keys', 'cross', 'joint'; got 'add'"),
         ({"attention": "flash"}, "attention must be one of 'xla', 'cudnn'; got 'flash'"),
         ({"positions": "learned"}, "positions must be one of 'sincos', 'dit', 'none'; got 'learned'"),
-        ({"context": "joint", "fields": LABELS}, "context='joint' is how words .* neither: add such a field, or leave"),
+        ({"context": "joint", "fields": LABELS}, "context='joint' is how words .* neither: add .*, set field_to"),
+        ({"field_tokens": True, "fields": {}}, "field_tokens needs a condition with a class, a vector or words; got"),
         ({"context": "cross", "fields": {}}, "context='cross' is how words"),
         ({"rope": True, "heads": 4}, "divisible by 4; got width=24, heads=4, which gives 6: try width=32"),
         ({"positions": "none", "heads": 5}, "divisible by heads.*heads=5"),

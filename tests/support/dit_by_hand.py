@@ -34,7 +34,7 @@ def forward(params, t, x, c, *, patch, heads, weaken=(None,), **settings):
 
 
 def _example(params, t, x, value, present, patch, heads, weaken, settings):
-    vector, words = embedded(params["condition"]["fields"], value, present)
+    vector, words = embedded(params["condition"]["fields"], value, present, settings.get("field_tokens", False))
     features, scale = settings.get("time_features", 128), settings.get("time_scale", 1000.0)
     angles = [scale * t * math.exp(-math.log(1e4) * k / (features // 2)) for k in range(features // 2)]
     time = np.array([*map(math.cos, angles), *map(math.sin, angles)])
@@ -128,21 +128,25 @@ def _cross(p, tokens, words, heads, settings):
     return dense(p["out"], mixed.reshape(len(tokens), -1))
 
 
-def embedded(fields, value, present):
-    """Returns the vector, and the words with their mask, of which there may be none."""
-    vector, words = 0.0, (np.zeros((0, 1)), np.zeros(0, bool))
+def embedded(fields, value, present, tokens):
+    """Returns the vector, and the words with their mask, of which there may be none; other fields may be words."""
+    vector, words, shown = np.zeros_like(next(iter(fields.values()))["null"]), [], []
     for name, p in fields.items():
-        if name == "kind":
-            vector = vector + (p["table"][value[name]] if present[name] else p["null"])
-        elif name == "place":
-            vector = vector + (dense(p["out"], silu(dense(p["hidden"], value[name]))) if present[name] else p["null"])
-        else:
+        if name == "text":
             ids = value[name]
             rows = p["table"][ids] + p["position"] if present[name] else np.tile(p["null"], (len(ids), 1))
-            shown = ids != 0 if present[name] else np.arange(len(ids)) == 0
-            vector = vector + dense(p["pool"], rows[shown].mean(0) if shown.any() else np.zeros_like(rows[0]))
-            words = rows, shown
-    return vector, words
+            seen = ids != 0 if present[name] else np.arange(len(ids)) == 0
+            vector = vector + dense(p["pool"], rows[seen].mean(0) if seen.any() else np.zeros_like(rows[0]))
+            words, shown = [*words, *rows], [*shown, *seen]
+            continue
+        if not present[name]:
+            one = p["null"]
+        else:
+            one = p["table"][value[name]] if name == "kind" else dense(p["out"], silu(dense(p["hidden"], value[name])))
+        vector = vector + one
+        if tokens:
+            words, shown = [*words, one], [*shown, True]
+    return vector, (np.reshape(words, (len(words), len(vector))), np.array(shown, bool))
 
 
 def dense(p, x):
