@@ -163,7 +163,7 @@ def test_a_config_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
 MISTAKES = [
     ([], "expected --config=NAME, an experiment such as avatars"),
     (["--config.lr=1"], "expected --config=NAME"),
-    (["--config=avatrs"], "unknown config 'avatrs', did you mean 'avatars'?: there are avatars, avatars_latent"),
+    (["--config=avatrs"], "unknown config 'avatrs', did you mean 'avatars'?: there are avatars, avatars_best, "),
     (["--config="], "the config file cannot be loaded: there is no file"),
     (["--config=configs"], "the config file cannot be loaded: there is no file configs"),
     (["--config=nowhere.py"], "the config file cannot be loaded: there is no file nowhere.py"),

@@ -19,6 +19,8 @@ TEN = {"label": Label(tuple("0123456789"))}
 SD = Latents((256, 256, 3), (32, 32, 4), "a", scale=(1 / 0.18215,) * 4, flips=True)
 INFO = {
     "avatars": DataInfo("avatars", Images((16, 16, 3)), {"hat": Label(("a", "b")), "beard": Label(("a", "b"))}),
+    "avatars_best": DataInfo("avatars", Images((16, 16, 3)), {"hat": Label(("a", "b")), "beard": Label(("a", "b"))}),
+    "avatars_demo": DataInfo("avatars", Images((16, 16, 3)), {"hat": Label(("a", "b")), "beard": Label(("a", "b"))}),
     "avatars_vae": DataInfo("avatars", Images((16, 16, 3)), {"hat": Label(("a", "b"))}),
     "avatars_latent": DataInfo("avatars_latents", Latents((16, 16, 3), (8, 8, 4), "a"), {"hat": Label(("a", "b"))}),
     "captions": DataInfo("avatars", Images((16, 16, 3)), {"caption": Tokens(5, ("", "a", "b"))}),
