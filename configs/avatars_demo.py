@@ -12,7 +12,7 @@ from avatars_best import get_config as best
 def get_config():
     c = best()
     c.network.update({"width": 64, "depth": 3})
-    c.steps = 2200
+    c.steps = 2000
     c.log_every = 20
     c.checkpoint_every = 400
     c.eval_every = 400
