@@ -128,7 +128,7 @@ def _cross(p, tokens, words, heads, settings):
     return dense(p["out"], mixed.reshape(len(tokens), -1))
 
 
-def embedded(fields, value, present, tokens):
+def embedded(fields, value, present, tokens=False):
     """Returns the vector, and the words with their mask, of which there may be none; other fields may be words."""
     vector, words, shown = np.zeros_like(next(iter(fields.values()))["null"]), [], []
     for name, p in fields.items():
