@@ -18,8 +18,8 @@ RUN    := runs/demo
 
 .PHONY: demo pod-demo test test-slow mutants lint docs docs-serve notebooks clean
 
-# Huge pages spare the kernel a quarter of the work: a step on a CPU asks for fresh memory. Noise on the way (an SDE)
-# helps a network that has learned for minutes only.
+# On a CPU every step takes fresh memory from the kernel, and huge pages halve the time that this costs. The SDE helps
+# because the network has only trained for minutes.
 SDE    := --solver=renoise_2m --steps=50
 demo: $(VENV)/ready
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY) train.py --config=configs/avatars_demo.py --workdir=$(RUN)

@@ -14,7 +14,7 @@ from flowguide.config import auto
 from flowguide.data import open_path
 from flowguide.errors import UserError
 from flowguide.networks import MLP, as_network
-from flowguide.schema import Images, Label, Series, Tokens, Vector, Vectors
+from flowguide.schema import DataInfo, Images, Known, Label, Series, Tokens, Vector, Vectors
 from flowguide.training import smoothing
 from flowguide.workdir import config_to_use
 from tests.support.text_encoders import SIZE, ngrams
@@ -232,6 +232,15 @@ def test_conditions_that_have_places_need_a_unet(condition):
 
     info = _opened(IMAGES, condition, "data", (), None, None).train.info
     assert config.config_for(info, 40, minutes=0.1, platform="cpu").network.name == "unet"
+
+
+@pytest.mark.parametrize(
+    ("labels", "known", "high"), [(1, False, 0.1), (2, False, 0.1), (3, False, 0.5), (0, True, 0.1), (1, True, 0.5)]
+)
+def test_many_fields_are_dropped_at_rates_that_leave_some_examples_whole(labels, known, high):
+    fields = {str(i): Label(("a", "b")) for i in range(labels)} | ({"known": Known(Vectors((2,)))} if known else {})
+    chosen = config.config_for(DataInfo("data", Vectors((2,)), fields), 1000)
+    assert tuple(chosen.drop_field_rate) == (0.1 if high == 0.1 else 0.0, high)
 
 
 @pytest.mark.thorough

@@ -46,6 +46,16 @@ def columns_in(flag: str, text: str | None) -> tuple[str, ...]:
     return names_in(text)
 
 
+def define_trust_flag(values: flags.FlagValues) -> None:
+    """Defines whether a run may import code."""
+    flags.DEFINE_bool(
+        "trust_code",
+        False,
+        "allow a run to import a network or text encoder from outside flowguide",
+        flag_values=values,
+    )
+
+
 def define_process_flags(values: flags.FlagValues) -> None:
     """Defines how a process finds the others, if there are several."""
     flags.DEFINE_string(

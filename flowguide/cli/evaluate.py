@@ -12,7 +12,13 @@ from absl import flags
 from flowguide import build, checkpoint, evaluation, guidance, page, processes, sampling, storage, times
 from flowguide.cli import sample_command, sample_flags
 from flowguide.cli.command import Command
-from flowguide.cli.common import define_process_flags, join_processes, keep_compiled_in_run, numbers
+from flowguide.cli.common import (
+    define_process_flags,
+    define_trust_flag,
+    join_processes,
+    keep_compiled_in_run,
+    numbers,
+)
 from flowguide.cli.evaluate_table import print_tables
 from flowguide.cli.sample_command import SampleCommand
 from flowguide.config import Config, read_config
@@ -106,12 +112,7 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("out", None, "folder for the results; by default WORKDIR/evaluation", flag_values=values)
     _define_page(values)
-    flags.DEFINE_bool(
-        "trust_code",
-        False,
-        "allow a run to import a network or text encoder from outside flowguide",
-        flag_values=values,
-    )
+    define_trust_flag(values)
     define_process_flags(values)
 
 

@@ -6,7 +6,7 @@ from absl import flags
 
 from flowguide import sampling, storage
 from flowguide.cli.command import Command
-from flowguide.cli.common import keep_compiled_in_run
+from flowguide.cli.common import define_trust_flag, keep_compiled_in_run
 from flowguide.errors import UserError
 
 DESCRIPTION = """
@@ -24,12 +24,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder that train has written, or gs://BUCKET/NAME", flag_values=values)
     flags.DEFINE_integer("step", None, "checkpoint of this training step; by default the newest", flag_values=values)
     flags.DEFINE_integer("port", 8000, "of the page", lower_bound=1, upper_bound=65535, flag_values=values)
-    flags.DEFINE_bool(
-        "trust_code",
-        False,
-        "allow a run to import a network or text encoder from outside flowguide",
-        flag_values=values,
-    )
+    define_trust_flag(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -7,7 +7,7 @@ from typing import get_args
 from absl import flags
 
 from flowguide import guidance, sampling, solvers, times
-from flowguide.cli.common import define_process_flags
+from flowguide.cli.common import define_process_flags, define_trust_flag
 from flowguide.sampling.checks import MEASURED_SOLVER
 from flowguide.sampling.config import DDPM
 from flowguide.sampling.request import GAMMA
@@ -67,12 +67,7 @@ def _define_request(values: flags.FlagValues) -> None:
         "u_∅ + γ[1.0(u_3 − u_∅) − 0.5(u_7 − u_∅)]",
         flag_values=values,
     )
-    flags.DEFINE_bool(
-        "trust_code",
-        False,
-        "allow a run to import a network or text encoder from outside flowguide",
-        flag_values=values,
-    )
+    define_trust_flag(values)
 
 
 def define_negative(values: flags.FlagValues) -> None:

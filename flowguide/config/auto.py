@@ -57,7 +57,8 @@ def config_for(
     c.use = "newest" if jitter else "best"  # a small set is soon learned by heart
     completes = any(isinstance(field, Known) for field in info.fields.values())
     # Prompts name some of many fields, and a part is completed without the other condition as well.
-    c.drop_field_rate = (0.0, 0.5) if len(info.fields) > 2 - completes else (0.1, 0.1)
+    many = len(info.fields) > (1 if completes else 2)
+    c.drop_field_rate = (0.0, 0.5) if many else (0.1, 0.1)
     every = 500 if vectors else 250
     c.log_every, c.eval_every, c.checkpoint_every = every // 10, every, every
     c.eval_examples = 1024 if vectors else 256

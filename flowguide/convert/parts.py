@@ -1,8 +1,8 @@
 """How the tensors of a released network and the parameters of ours correspond, in both directions.
 
 A state dict has PyTorch's layout: ``weight`` is (out, in). A dense layer here has ``kernel`` (in, out), and the layers
-of all blocks are stacked. Whatever is not a copy of a tensor is one of the functions below. They serve NumPy arrays
-and, for networks too large to hold, JAX's abstract ones.
+of all blocks are stacked. The functions below convert every tensor that is not copied. They take NumPy arrays and,
+for networks too large to hold, JAX's abstract ones.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def encode(
 ) -> Import:
     """Writes the latents of images as the prepared set ``name``, with the splits train and test and the same fields.
 
-    Stored are mean and log-variance of each image's latents, and with ``flips`` those of the mirrored image. An
-    encoding that failed or was killed goes on when it is called again. It needs room for the latents twice.
+    Stored are mean and log-variance of each image's latents, and with ``flips`` those of the mirrored image. Call
+    it again to resume an encoding that failed or was killed. It needs room for the latents twice.
 
     Args:
       source: name of a prepared set, or a file or folder.

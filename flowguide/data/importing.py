@@ -116,9 +116,9 @@ def write_set(
 
 
 def is_written(name: str, data_dir: str | Path | None, version: str, source: str | Path, parts: Path) -> bool:
-    """Returns whether the set is there, and removes parts that were left beside it.
+    """Returns whether the set exists, and removes parts left beside it.
 
-    They are left if the process that wrote it was killed right before its end.
+    A process that is killed just before it ends leaves them.
 
     Args:
       name: of the set.

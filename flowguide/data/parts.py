@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flowguide import storage
 from flowguide.errors import DataError, one_line
 
-PART = 256  # examples in a part, of which one is lost if the command is killed
+PART = 256  # examples in a part; a killed command loses one part
 IDENTITY = "identity.json"
 
 
